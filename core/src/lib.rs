@@ -1,1 +1,18 @@
-//! placeholder
+//! The Tidegate domain: what a message is and what happens to it, without sockets, clocks, brokers or databases.
+//!
+//! Modules in reading order; each uses only those above it. Time comes in as an argument or through [`clock::Clock`],
+//! everything outside through the traits in [`ports`], whose in-process twins are in [`twins`].
+
+pub mod ids;
+pub mod limits;
+
+pub mod event;
+
+pub mod clock;
+pub mod ports;
+pub mod twins;
+
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+
+pub mod services;

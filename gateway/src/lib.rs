@@ -1,1 +1,13 @@
-//! x
+//! The Tidegate gateway: the program around the domain. Only this crate opens a socket.
+
+pub mod config;
+
+pub mod mysql;
+pub mod rabbitmq;
+pub mod redis;
+pub mod sqlite;
+
+pub mod http;
+pub mod shard;
+
+pub mod chat;

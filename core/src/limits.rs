@@ -1,0 +1,90 @@
+//! Every bound in one place, each with its reason. Bounds that must agree are asserted at compile time.
+
+/// A UUID's text has 36 bytes; room for a prefix.
+pub const CLIENT_MSG_ID_BYTES_MAX: usize = 64;
+
+/// `p_` and two 14-digit users fit; longer private ids (up to 19 digits each) are still legal, lobbies are held to this.
+pub const CONVERSATION_ID_BYTES_MAX: usize = 31;
+
+/// Keeps `im.push.<gateway_id>` readable and far below AMQP's 255 bytes.
+pub const GATEWAY_ID_BYTES_MAX: usize = 32;
+
+/// Head and payload of one frame (PROTOCOL.md, "Frames").
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// One message's body. Leaves room for ids around it, and a page of several in one frame.
+pub const BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// Commands of one connection that wait for their reply; then `CODE_OVERLOADED`. At 1 ms to a confirm this still allows
+/// one connection a million commands a second.
+pub const IN_FLIGHT_MAX: u16 = 1024;
+
+/// Frames waiting in one connection's outbox; a receiver that is further behind is closed as a slow consumer.
+pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;
+
+/// Protocol errors of one connection before it is closed: a broken client must not keep a shard busy with replies.
+pub const PROTOCOL_ERRORS_MAX: u8 = 16;
+
+/// Lobbies one connection may watch.
+pub const WATCHES_MAX: usize = 16;
+
+/// A device id and a client name in Login.
+pub const DEVICE_ID_BYTES_MAX: usize = 64;
+/// A device class in Login.
+pub const DEVICE_CLASS_BYTES_MAX: usize = 32;
+/// A token in Login: a JWT may be long.
+pub const TOKEN_BYTES_MAX: usize = 1024;
+
+/// Events in one AMQP message (RabbitMQ confirmed about 11,000 messages of 64 events a second on two cores; more per
+/// message gains nothing and costs latency).
+pub const PUBLISH_EVENTS_MAX: usize = 64;
+
+/// Bytes of bodies in one AMQP message: well below RabbitMQ's frame, so that it is one frame.
+pub const PUBLISH_BYTES_MAX: usize = 96 * 1024;
+
+/// AMQP messages without their confirm, per partition. Bounds what a broken connection makes uncertain.
+pub const PUBLISH_WINDOW_MAX: usize = 32;
+
+/// Events the acceptor holds per partition before sessions get `CODE_OVERLOADED`.
+pub const ACCEPT_QUEUE_MAX: usize = 8192;
+
+/// Events one turn of the ingest engine handles: one Redis script, one INSERT, one push per gateway.
+pub const INGEST_BATCH_MAX: usize = 512;
+
+/// Events a broker may have delivered without an ack; two turns, so that the next is there when one ends.
+pub const INGEST_PREFETCH_EVENTS: usize = 2 * INGEST_BATCH_MAX;
+
+/// Events one turn of the push engine handles.
+pub const PUSH_BATCH_MAX: usize = 1024;
+
+/// Batches waiting in a shard's mailbox.
+pub const MAILBOX_BATCHES_MAX: usize = 256;
+
+/// Messages kept in a user's inbox while away.
+pub const INBOX_MESSAGES_MAX: usize = 100;
+
+/// Messages of the inbox that ride on the login reply; with bodies at their largest they must fit a frame, see the
+/// login service, which stops earlier when bytes run out.
+pub const RECENT_MESSAGES_MAX: usize = 50;
+
+/// Conversations whose positions ride on the login reply, most recent first.
+pub const POSITIONS_MAX: usize = 500;
+
+/// Messages on one page of history.
+pub const HISTORY_PAGE_MAX: u32 = 200;
+/// Messages on a page when the client does not say.
+pub const HISTORY_PAGE_DEFAULT: u32 = 50;
+
+/// Members of one room.
+pub const ROOM_MEMBERS_MAX: u32 = 1000;
+
+/// Characters of a user name or a room name.
+pub const NAME_CHARS_MAX: usize = 32;
+
+/// Bytes of a password; argon2 reads them all.
+pub const PASSWORD_BYTES_MAX: usize = 256;
+
+const _: () = assert!(OUTBOX_BYTES_MAX >= 2 * FRAME_BYTES_MAX, "an outbox holds a largest frame behind another");
+const _: () = assert!(BODY_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a message with its ids fits one frame");
+const _: () = assert!(PUBLISH_EVENTS_MAX <= INGEST_BATCH_MAX, "a published batch fits one turn of the ingest engine");
+const _: () = assert!(ACCEPT_QUEUE_MAX > IN_FLIGHT_MAX as usize, "one connection cannot fill the acceptor");
