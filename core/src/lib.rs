@@ -15,4 +15,9 @@ pub mod twins;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
+pub mod queue;
+
+pub mod delivery;
+pub mod session;
+
 pub mod services;
