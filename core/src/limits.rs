@@ -48,6 +48,9 @@ pub const PUBLISH_WINDOW_MAX: usize = 32;
 /// Events the acceptor holds per partition before sessions get `CODE_OVERLOADED`.
 pub const ACCEPT_QUEUE_MAX: usize = 8192;
 
+/// Bytes of the same: sixteen megabytes per partition while a broker is away.
+pub const ACCEPT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Events one turn of the ingest engine handles: one Redis script, one INSERT, one push per gateway.
 pub const INGEST_BATCH_MAX: usize = 512;
 
