@@ -330,7 +330,7 @@ impl<'a> Outgoing<'a> {
         let (event, payload) = sequenced(message, self.epoch);
         match message.conversation {
             ConversationId::Private { low, high } => {
-                self.to_gateways_of([low, high], &event);
+                self.push_to_gateways_of([low, high], &event);
                 let recipient = if message.sender == low { high } else { low };
                 self.file_for(recipient, message, payload);
             }
@@ -352,7 +352,7 @@ impl<'a> Outgoing<'a> {
         self.to_all.push(PushEvent::ReceiptMoved(*receipt));
     }
 
-    fn to_gateways_of(&mut self, users: [UserId; 2], event: &PushEvent) {
+    fn push_to_gateways_of(&mut self, users: [UserId; 2], event: &PushEvent) {
         let gateways = users.iter().filter_map(|user| self.audience.presence.get(user)).flat_map(|p| &p.gateways);
         let mut told: smallvec::SmallVec<[&GatewayId; 4]> = smallvec::SmallVec::new();
         for gateway in gateways {
