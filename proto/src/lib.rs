@@ -11,6 +11,7 @@ pub mod frame;
 pub mod head;
 pub mod limits;
 pub mod opening;
+pub mod websocket;
 
 /// Types generated from `schema/tidegate/v1/client.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
