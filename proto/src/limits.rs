@@ -31,6 +31,12 @@ pub const CLIENT_MSG_ID_BYTES_MAX: usize = 64;
 /// `message_id` everywhere: 128 bits of BLAKE3, so that two of them never meet by chance.
 pub const MESSAGE_ID_BYTES: usize = 16;
 
+/// `conversation_id` everywhere: `p_` and two of the longest user ids.
+pub const CONVERSATION_ID_BYTES_MAX: usize = 2 + 20 + 1 + 20;
+
+/// A lobby's `conversation_id`, `lobby_` included: it is also a part of Redis keys and metric labels.
+pub const LOBBY_ID_BYTES_MAX: usize = 31;
+
 /// Lobbies one connection may watch: nobody reads more at once, and each costs an entry in the shard's index.
 pub const WATCHES_MAX: usize = 16;
 
@@ -58,5 +64,6 @@ const _: () =
     assert!(FRAME_BYTES_MAX_LEAST <= FRAME_BYTES_MAX_DEFAULT && FRAME_BYTES_MAX_DEFAULT <= FRAME_BYTES_MAX_MOST);
 // An opening and any frame fit the smallest largest frame, so that both may share one WebSocket message.
 const _: () = assert!(OPENING_BYTES + HEAD_BYTES < FRAME_BYTES_MAX_LEAST);
+const _: () = assert!(LOBBY_ID_BYTES_MAX <= CONVERSATION_ID_BYTES_MAX);
 // Payload lengths travel in 32 bits.
 const _: () = assert!(FRAME_BYTES_MAX_MOST <= u32::MAX as usize);

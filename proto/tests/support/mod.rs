@@ -1,5 +1,7 @@
 //! The golden files: their bytes, and the list of them.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::path::{Path, PathBuf};
 
 /// The crate's own folder.
