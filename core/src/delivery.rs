@@ -5,8 +5,9 @@
 
 use std::future::Future;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{CloseCode, Code};
+use tidegate_proto::websocket::{self, Opcode};
 use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
@@ -141,31 +142,23 @@ impl Weigh for Request {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     bytes: Bytes,
-    websocket_header_bytes: u8,
+    header_bytes: usize,
 }
 
 impl Encoded {
     /// Frames a push whose payload is already encoded.
     #[must_use]
     pub fn push(buffer: &mut BytesMut, kind: Kind, payload: &[u8]) -> Self {
-        let websocket_header_bytes = put_websocket_header(buffer, HEAD_BYTES + payload.len());
+        let frame_bytes = HEAD_BYTES + payload.len();
+        websocket::put_header(buffer, Opcode::Binary, frame_bytes);
         frame::put_payload(buffer, kind, 0, payload);
-        Self { bytes: buffer.split().freeze(), websocket_header_bytes }
-    }
-
-    /// Wraps frames that stand in a buffer of their own.
-    #[must_use]
-    pub fn frames(frames: &[u8]) -> Self {
-        let mut buffer = BytesMut::with_capacity(frames.len() + 10);
-        let websocket_header_bytes = put_websocket_header(&mut buffer, frames.len());
-        buffer.put_slice(frames);
-        Self { bytes: buffer.freeze(), websocket_header_bytes }
+        Self { bytes: buffer.split().freeze(), header_bytes: websocket::header_bytes(frame_bytes) }
     }
 
     /// The bytes for a TCP connection.
     #[must_use]
     pub fn tcp(&self) -> Bytes {
-        self.bytes.slice(usize::from(self.websocket_header_bytes)..)
+        self.bytes.slice(self.header_bytes..)
     }
 
     /// The bytes for a WebSocket connection: one binary message.
@@ -184,25 +177,6 @@ impl Encoded {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
-    }
-}
-
-/// Appends the header of one unmasked, final binary message (RFC 6455 section 5.2) and returns how long it is.
-fn put_websocket_header(buffer: &mut BytesMut, payload_bytes: usize) -> u8 {
-    const FINAL_BINARY: u8 = 0x82;
-    buffer.reserve(10 + payload_bytes);
-    buffer.put_u8(FINAL_BINARY);
-    if let Ok(short @ 0..=125) = u8::try_from(payload_bytes) {
-        buffer.put_u8(short);
-        2
-    } else if let Ok(medium) = u16::try_from(payload_bytes) {
-        buffer.put_u8(126);
-        buffer.put_u16(medium);
-        4
-    } else {
-        buffer.put_u8(127);
-        buffer.put_u64(payload_bytes as u64);
-        10
     }
 }
 

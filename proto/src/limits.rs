@@ -41,14 +41,14 @@ pub const LOBBY_ID_BYTES_MAX: usize = 31;
 pub const WATCHES_MAX: usize = 16;
 
 /// Messages in one `HistoryReply`; it also ends where the frame would grow too large.
-pub const HISTORY_PAGE_MAX: usize = 200;
+pub const HISTORY_PAGE_MAX: u32 = 200;
 
 /// Messages in a `HistoryReply` when the client does not say how many.
-pub const HISTORY_PAGE_DEFAULT: usize = 50;
+pub const HISTORY_PAGE_DEFAULT: u32 = 50;
 
 /// Invalid commands on one connection before it is closed with `TOO_MANY_ERRORS`: enough for a client that tries out which
 /// kinds a server knows, too few to keep a server busy with writing errors.
-pub const PROTOCOL_ERRORS_MAX: usize = 16;
+pub const PROTOCOL_ERRORS_MAX: u8 = 16;
 
 /// Payload of a WebSocket control frame (RFC 6455, section 5.5).
 pub const WEBSOCKET_CONTROL_BYTES_MAX: usize = 125;

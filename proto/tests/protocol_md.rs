@@ -123,9 +123,9 @@ fn bounds_are_those_of_limits_rs() {
         ("conversation id", CONVERSATION_ID_BYTES_MAX),
         ("lobby id", LOBBY_ID_BYTES_MAX),
         ("watched lobbies", WATCHES_MAX),
-        ("history page", HISTORY_PAGE_MAX),
-        ("history page by default", HISTORY_PAGE_DEFAULT),
-        ("protocol errors", PROTOCOL_ERRORS_MAX),
+        ("history page", HISTORY_PAGE_MAX as usize),
+        ("history page by default", HISTORY_PAGE_DEFAULT as usize),
+        ("protocol errors", PROTOCOL_ERRORS_MAX as usize),
         ("WebSocket control frame", WEBSOCKET_CONTROL_BYTES_MAX),
         ("WebSocket fragments", WEBSOCKET_FRAGMENTS_MAX as usize),
     ];

@@ -21,7 +21,7 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
     let in_bounds = (1..=limits::TOKEN_BYTES_MAX).contains(&login.token.len())
         && (1..=limits::DEVICE_ID_BYTES_MAX).contains(&login.device_id.len())
         && login.device_class.len() <= limits::DEVICE_CLASS_BYTES_MAX
-        && login.client.len() <= limits::DEVICE_ID_BYTES_MAX
+        && login.client.len() <= limits::CLIENT_NAME_BYTES_MAX
         && login.watch.len() <= limits::WATCHES_MAX;
     if !in_bounds {
         return Err(Refusal::new(Code::BadPayload, "a field of Login is missing or too long"));

@@ -12,7 +12,6 @@ mod command;
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_proto::opening::OpeningError;
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
@@ -129,10 +128,7 @@ impl Session {
     pub fn handle_opening(&mut self, bytes: [u8; OPENING_BYTES], actions: &mut Actions) {
         match Opening::parse(bytes) {
             Ok(_) => self.state = State::Anonymous,
-            Err(error @ OpeningError::Magic) => self.end(CloseCode::BadOpening, &error.to_string(), actions),
-            Err(error @ OpeningError::Version { .. }) => {
-                self.end(CloseCode::UnsupportedVersion, &error.to_string(), actions);
-            }
+            Err(error) => self.end(error.close_code(), &error.to_string(), actions),
         }
     }
 
@@ -156,11 +152,7 @@ impl Session {
 
     /// The byte stream can no longer be cut into frames.
     pub fn handle_frame_error(&mut self, error: FrameError, actions: &mut Actions) {
-        let code = match error {
-            FrameError::Flags { .. } => CloseCode::BadFrame,
-            FrameError::TooLarge { .. } => CloseCode::FrameTooLarge,
-        };
-        self.end(code, &error.to_string(), actions);
+        self.end(error.close_code(), &error.to_string(), actions);
     }
 
     /// Takes one frame. `key` goes into the tickets of what it starts.
@@ -307,6 +299,12 @@ impl Session {
             }
             _ => None,
         }
+    }
+
+    /// Commands that have no reply yet.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.member().map_or(0, |member| member.in_flight)
     }
 
     /// The user, once known.
