@@ -48,8 +48,14 @@ pub const INGEST_PREFETCH_EVENTS: usize = 2 * INGEST_BATCH_MAX;
 /// Events one turn of the push engine handles.
 pub const PUSH_BATCH_MAX: usize = 1024;
 
-/// Batches waiting in a shard's mailbox.
-pub const MAILBOX_BATCHES_MAX: usize = 256;
+/// Inputs waiting in a shard's mailbox.
+pub const MAILBOX_INPUTS_MAX: usize = 16 * 1024;
+
+/// Bytes of the same.
+pub const MAILBOX_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Inputs a shard handles before it lets its connections read again.
+pub const SHARD_TURN_INPUTS_MAX: usize = 1024;
 
 /// Messages kept in a user's inbox while away.
 pub const INBOX_MESSAGES_MAX: usize = 100;
