@@ -143,6 +143,18 @@ pub enum PushEvent {
     },
 }
 
+impl PushEvent {
+    /// Bytes the event holds on to, for bounds: its payload and a flat rate for the rest.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        const REST: usize = 96;
+        match self {
+            Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
+            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } => REST,
+        }
+    }
+}
+
 /// Which way a membership changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Membership {
