@@ -1,6 +1,8 @@
 //! Every bound in one place, each with its reason. Bounds that must agree are asserted at compile time. Those that clients
 //! see are the protocol's and come from there.
 
+use std::time::Duration;
+
 pub use tidegate_proto::limits::{
     CLIENT_MSG_ID_BYTES_MAX, CLIENT_NAME_BYTES_MAX, DEVICE_CLASS_BYTES_MAX, DEVICE_ID_BYTES_MAX,
     FRAME_BYTES_MAX_DEFAULT as FRAME_BYTES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOBBY_ID_BYTES_MAX,
@@ -59,6 +61,22 @@ pub const SHARD_TURN_INPUTS_MAX: usize = 1024;
 
 /// Messages kept in a user's inbox while away.
 pub const INBOX_MESSAGES_MAX: usize = 100;
+
+/// How long an inbox waits for its user; later logins find everything in history.
+pub const INBOX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a session's presence lives unless renewed: what a killed gateway leaves behind misleads no longer than this.
+pub const PRESENCE_TTL: Duration = Duration::from_secs(90);
+
+/// How long the unread counts of a user nobody writes to or hears from are kept; then the archive is asked again.
+pub const UNREAD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a login may take from learning that the counts are unknown to handing them in; far above any deadline.
+pub const UNREAD_SEEDING_TTL: Duration = Duration::from_secs(600);
+
+/// Sequences remembered one by one per (user, conversation), so that a count made from the archive a moment ago can be
+/// brought up to date. A count that is further behind is not used; the user's counts become unknown instead.
+pub const UNREAD_TAIL_MAX: usize = 32;
 
 /// Messages of the inbox that ride on the login reply; with bodies at their largest they must fit a frame, see the
 /// login service, which stops earlier when bytes run out.

@@ -146,8 +146,9 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
 
     async fn login_reply(&self, ticket: Ticket, user: &User, session: SessionId) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
-        let standings = archive.standings(user.id, limits::POSITIONS_MAX).await?;
+        // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
         let summary = self.backend.hot().take_summary(user.id).await?;
+        let standings = archive.standings(user.id, limits::POSITIONS_MAX).await?;
         if summary.unread.is_none() {
             self.seed_unread(user.id, &standings).await?;
         }

@@ -76,6 +76,17 @@ pub enum Interest {
     Ends(ConversationId),
 }
 
+/// Whose presence ends with a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departed {
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: Box<str>,
+    /// The session that ended.
+    pub session: SessionId,
+}
+
 /// What an input led to. One value is reused for all connections of a shard and emptied after each.
 #[derive(Debug, Default)]
 pub struct Actions {
@@ -224,21 +235,27 @@ impl Session {
     }
 
     /// A request failed. A failed Login gives back what `handle_bind` registered and may be tried again.
-    pub fn handle_refused(&mut self, correlation: u16, code: Code, close: Option<CloseCode>, actions: &mut Actions) {
+    pub fn handle_refused(
+        &mut self,
+        correlation: u16,
+        code: Code,
+        close: Option<CloseCode>,
+        actions: &mut Actions,
+    ) -> Option<Departed> {
+        let mut departed = None;
         match &mut self.state {
             State::LoggingIn { bound } => {
-                if let Some(member) = bound.take() {
-                    member.release(&mut actions.interests);
-                }
+                departed = bound.take().map(|member| member.depart(&mut actions.interests));
                 self.state = State::Anonymous;
             }
             State::Ready(member) => member.in_flight = member.in_flight.saturating_sub(1),
-            _ => return,
+            _ => return None,
         }
         actions.refuse(correlation, code, refusal_text(code));
         if let Some(close) = close {
             self.end(close, "the token was not accepted", actions);
         }
+        departed
     }
 
     /// A request was answered.
@@ -291,12 +308,9 @@ impl Session {
     }
 
     /// The connection is gone: gives back what the shard has registered for it, and whose presence ends.
-    pub fn handle_gone(&mut self, interests: &mut Vec<Interest>) -> Option<(UserId, SessionId, Box<str>)> {
+    pub fn handle_gone(&mut self, interests: &mut Vec<Interest>) -> Option<Departed> {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Ready(member) | State::LoggingIn { bound: Some(member) } => {
-                member.release(interests);
-                Some((member.user, member.session, member.device))
-            }
+            State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member.depart(interests)),
             _ => None,
         }
     }
@@ -336,9 +350,10 @@ impl Session {
 }
 
 impl Member {
-    fn release(&self, interests: &mut Vec<Interest>) {
+    fn depart(self: Box<Self>, interests: &mut Vec<Interest>) -> Departed {
         interests.extend(self.rooms.iter().map(|room| Interest::Ends(ConversationId::Room(*room))));
         interests.extend(self.watching.iter().map(|lobby| Interest::Ends(ConversationId::Lobby(*lobby))));
+        Departed { user: self.user, device: self.device, session: self.session }
     }
 
     fn may_use(&self, conversation: ConversationId, context: &SessionContext) -> bool {

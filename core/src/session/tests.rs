@@ -221,7 +221,7 @@ fn watching_changes_interest_once_and_as_a_whole() {
     assert_eq!(script.refused(), [(3, Code::NotMember)]);
     assert_eq!(script.actions.interests, []);
     let gone = script.session.handle_gone(&mut script.actions.interests);
-    assert_eq!(gone.map(|(user, ..)| user), Some(UserId(7)));
+    assert_eq!(gone.map(|departed| departed.user), Some(UserId(7)));
     let room = ConversationId::Room(RoomId(5));
     assert_eq!(script.actions.interests, [Interest::Ends(room), Interest::Ends(lobby)]);
 }

@@ -10,7 +10,7 @@ use tidegate_core::delivery::{Accepting, ConnectionKey, Encoded, Recipients, Set
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{Millis, RoomId, UserId};
 use tidegate_core::ports::PresenceChange;
-use tidegate_core::session::{Actions, Interest, SessionContext};
+use tidegate_core::session::{Actions, Departed, Interest, SessionContext};
 use tidegate_proto::v1::{CloseCode, Code};
 use tidegate_proto::{OPENING_BYTES, Opening, frame, websocket};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -136,15 +136,9 @@ impl State {
         }
         let mut connection = self.connections.remove(slot as usize);
         let mut interests = Vec::new();
-        let user = connection.session.user();
-        let gone = connection.session.handle_gone(&mut interests);
+        let departed = connection.session.handle_gone(&mut interests);
         self.apply_interests(slot, &mut interests);
-        if let Some(user) = user {
-            self.forget_user(user, slot);
-        }
-        if let Some((user, session, device)) = gone {
-            self.tell_departure(PresenceChange::Gone { user, device: device.into(), session });
-        }
+        self.depart(slot, departed);
         if self.is_draining && self.connections.is_empty() {
             self.drained.notify_one();
         }
@@ -168,10 +162,15 @@ impl State {
         self.get(key.slot, key.generation)
     }
 
-    fn forget_user(&mut self, user: UserId, slot: Slot) {
+    /// A session that had been bound is no more: index, routes and presence follow.
+    fn depart(&mut self, slot: Slot, departed: Option<Departed>) {
+        let Some(Departed { user, device, session }) = departed else {
+            return;
+        };
         if self.index.remove_user(user, slot) == Edge::Yes {
             self.links.routes.remove(user, self.id);
         }
+        self.tell_departure(PresenceChange::Gone { user, device: device.into(), session });
     }
 
     /// If the queue is full the user's presence expires instead: late, not never.
@@ -429,15 +428,9 @@ impl State {
         let generation = connection.generation;
         self.wheel.insert((slot, generation), deadline_s);
         let mut interests = Vec::new();
-        let user = connection.session.user();
-        let gone = connection.session.handle_gone(&mut interests);
+        let departed = connection.session.handle_gone(&mut interests);
         self.apply_interests(slot, &mut interests);
-        if let Some(user) = user {
-            self.forget_user(user, slot);
-        }
-        if let Some((user, session, device)) = gone {
-            self.tell_departure(PresenceChange::Gone { user, device: device.into(), session });
-        }
+        self.depart(slot, departed);
         let connection = &mut self.connections[slot as usize];
         if !connection.is_touched && !connection.is_draining_outbox {
             connection.is_touched = true;
@@ -480,13 +473,9 @@ impl State {
                         && connection.generation == ticket.connection.generation
                         && connection.phase == Phase::Open
                     {
-                        let user = connection.session.user();
-                        connection.session.handle_refused(ticket.correlation, code, close, &mut self.actions);
-                        // A login that failed after it was bound gives the user back, too.
-                        let unbound = user.filter(|_| connection.session.user().is_none());
-                        if let Some(user) = unbound {
-                            self.forget_user(user, ticket.connection.slot);
-                        }
+                        let session = &mut connection.session;
+                        let departed = session.handle_refused(ticket.correlation, code, close, &mut self.actions);
+                        self.depart(ticket.connection.slot, departed);
                         self.apply_actions(ticket.connection.slot);
                     }
                 }
