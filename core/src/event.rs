@@ -43,6 +43,18 @@ pub struct ReceiptMoved {
     pub read: Seq,
 }
 
+impl ReceiptMoved {
+    /// Whether archives keep it: lobbies have no watermarks, and a private conversation has those of its two users.
+    #[must_use]
+    pub fn has_standing(&self) -> bool {
+        match self.conversation {
+            ConversationId::Private { .. } => self.conversation.peer_of(self.user).is_some(),
+            ConversationId::Room(_) => true,
+            ConversationId::Lobby(_) => false,
+        }
+    }
+}
+
 /// What enters the ingest leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IngestEvent {

@@ -420,6 +420,13 @@ pub struct PersistBatch {
     pub receipts: Vec<ReceiptMoved>,
 }
 
+/// What makes a user's name unique: two names that differ in case alone have the same key. Archives store it beside the
+/// name, so that no database's idea of letters decides who can register.
+#[must_use]
+pub fn name_key(name: &str) -> String {
+    name.to_lowercase()
+}
+
 /// MySQL: complete. What it has committed is never lost.
 pub trait Archive: Send + Sync + 'static {
     /// Identity of this archive's life: a fresh, non-zero number when it was created.
