@@ -1,16 +1,14 @@
-//! Every bound in one place, each with its reason. Bounds that must agree are asserted at compile time.
+//! Every bound in one place, each with its reason. Bounds that must agree are asserted at compile time. Those that clients
+//! see are the protocol's and come from there.
 
-/// A UUID's text has 36 bytes; room for a prefix.
-pub const CLIENT_MSG_ID_BYTES_MAX: usize = 64;
-
-/// `p_` and two 14-digit users fit; longer private ids (up to 19 digits each) are still legal, lobbies are held to this.
-pub const CONVERSATION_ID_BYTES_MAX: usize = 31;
+pub use tidegate_proto::limits::{
+    CLIENT_MSG_ID_BYTES_MAX, CLIENT_NAME_BYTES_MAX, DEVICE_CLASS_BYTES_MAX, DEVICE_ID_BYTES_MAX,
+    FRAME_BYTES_MAX_DEFAULT as FRAME_BYTES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOBBY_ID_BYTES_MAX,
+    PROTOCOL_ERRORS_MAX, WATCHES_MAX,
+};
 
 /// Keeps `im.push.<gateway_id>` readable and far below AMQP's 255 bytes.
 pub const GATEWAY_ID_BYTES_MAX: usize = 32;
-
-/// Head and payload of one frame (PROTOCOL.md, "Frames").
-pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// One message's body. Leaves room for ids around it, and a page of several in one frame.
 pub const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -22,16 +20,6 @@ pub const IN_FLIGHT_MAX: u16 = 1024;
 /// Frames waiting in one connection's outbox; a receiver that is further behind is closed as a slow consumer.
 pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;
 
-/// Protocol errors of one connection before it is closed: a broken client must not keep a shard busy with replies.
-pub const PROTOCOL_ERRORS_MAX: u8 = 16;
-
-/// Lobbies one connection may watch.
-pub const WATCHES_MAX: usize = 16;
-
-/// A device id and a client name in Login.
-pub const DEVICE_ID_BYTES_MAX: usize = 64;
-/// A device class in Login.
-pub const DEVICE_CLASS_BYTES_MAX: usize = 32;
 /// A token in Login: a JWT may be long.
 pub const TOKEN_BYTES_MAX: usize = 1024;
 
@@ -47,6 +35,9 @@ pub const PUBLISH_WINDOW_MAX: usize = 32;
 
 /// Events the acceptor holds per partition before sessions get `CODE_OVERLOADED`.
 pub const ACCEPT_QUEUE_MAX: usize = 8192;
+
+/// Bytes of the same: sixteen megabytes per partition while a broker is away.
+pub const ACCEPT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Events one turn of the ingest engine handles: one Redis script, one INSERT, one push per gateway.
 pub const INGEST_BATCH_MAX: usize = 512;
@@ -69,11 +60,6 @@ pub const RECENT_MESSAGES_MAX: usize = 50;
 
 /// Conversations whose positions ride on the login reply, most recent first.
 pub const POSITIONS_MAX: usize = 500;
-
-/// Messages on one page of history.
-pub const HISTORY_PAGE_MAX: u32 = 200;
-/// Messages on a page when the client does not say.
-pub const HISTORY_PAGE_DEFAULT: u32 = 50;
 
 /// Members of one room.
 pub const ROOM_MEMBERS_MAX: u32 = 1000;
