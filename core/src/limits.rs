@@ -88,8 +88,23 @@ pub const POSITIONS_MAX: usize = 500;
 /// Members of one room.
 pub const ROOM_MEMBERS_MAX: u32 = 1000;
 
+/// Members a room must take: one alone has nobody to talk to.
+pub const ROOM_CAPACITY_MIN: u32 = 2;
+
+/// Rooms on one page of their list.
+pub const ROOMS_PAGE_MAX: u32 = 100;
+
+/// Users in one look-up by ids.
+pub const USERS_LOOKUP_MAX: usize = 100;
+
+/// Characters of a user name, at least: one letter is too easily mistaken.
+pub const NAME_CHARS_MIN: usize = 2;
+
 /// Characters of a user name or a room name.
 pub const NAME_CHARS_MAX: usize = 32;
+
+/// Bytes of a password, at least (NIST SP 800-63B, section 3.1.1).
+pub const PASSWORD_BYTES_MIN: usize = 8;
 
 /// Bytes of a password; argon2 reads them all.
 pub const PASSWORD_BYTES_MAX: usize = 256;
