@@ -1,6 +1,6 @@
 //! Frames: a head and a payload, cut from a byte stream without copying.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::head::{HEAD_BYTES, Head};
@@ -13,6 +13,29 @@ pub struct Frame {
     pub head: Head,
     /// The Protobuf message of the head's kind, still encoded.
     pub payload: Bytes,
+}
+
+impl Frame {
+    /// A frame whose payload is `message`; zero `correlation` in pushes.
+    #[must_use]
+    pub fn from_message(kind: Kind, correlation: u16, message: &impl Message) -> Self {
+        let payload = Bytes::from(message.encode_to_vec());
+        Self { head: new_head(kind, correlation, payload.len()), payload }
+    }
+
+    /// The kind, unless this version does not know it.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::try_from(i32::from(self.head.kind)).ok().filter(|kind| *kind != Kind::Unspecified)
+    }
+
+    /// Decodes the payload as `M`; bytes fields of the result are slices of the payload.
+    ///
+    /// # Errors
+    /// [`prost::DecodeError`] if the payload is not such a message.
+    pub fn decode<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
+        M::decode(self.payload.clone())
+    }
 }
 
 /// Why a byte stream cannot be cut into frames any further. All are the peer's fault and end the connection.
@@ -62,8 +85,8 @@ pub fn next_frame(bytes: &mut Bytes, frame_bytes_max: usize) -> Result<Option<Fr
     if bytes.len() < frame_bytes {
         return Ok(None);
     }
-    let mut frame = bytes.split_to(frame_bytes);
-    let payload = frame.split_off(HEAD_BYTES);
+    let mut payload = bytes.split_to(frame_bytes);
+    payload.advance(HEAD_BYTES);
     Ok(Some(Frame { head, payload }))
 }
 
@@ -83,7 +106,11 @@ pub fn put_payload(out: &mut BytesMut, kind: Kind, correlation: u16, payload: &[
 }
 
 fn put_head(out: &mut BytesMut, kind: Kind, correlation: u16, payload_bytes: usize) {
+    out.put_slice(&new_head(kind, correlation, payload_bytes).encode());
+}
+
+fn new_head(kind: Kind, correlation: u16, payload_bytes: usize) -> Head {
     let kind = u8::try_from(kind as i32).expect("every Kind is one byte, see schema");
     let payload_bytes = u32::try_from(payload_bytes).expect("payloads are bounded far below 4 GiB");
-    out.put_slice(&Head { kind, flags: 0, correlation, payload_bytes }.encode());
+    Head { kind, flags: 0, correlation, payload_bytes }
 }
