@@ -59,6 +59,15 @@ pub const MAILBOX_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Inputs a shard handles before it lets its connections read again.
 pub const SHARD_TURN_INPUTS_MAX: usize = 1024;
 
+/// Logins and look-ups waiting for the reception; then `CODE_OVERLOADED`.
+pub const REQUESTS_MAX: usize = 64 * 1024;
+
+/// Ended sessions waiting to be told to the hot store; beyond it their presence expires by itself.
+pub const DEPARTURES_MAX: usize = 64 * 1024;
+
+/// Bytes of either.
+pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// Messages kept in a user's inbox while away.
 pub const INBOX_MESSAGES_MAX: usize = 100;
 

@@ -202,7 +202,7 @@ impl Config {
             data_dir: read.text("data_dir", "a folder", |text| (!text.is_empty()).then(|| text.into()))?,
             listen,
             runtime: Runtime {
-                shards: or_cores(read.number("runtime.shards", 0..=256)?),
+                shards: or_cores(read.number("runtime.shards", 0..=64)?).min(64),
                 engine_threads: or_cores(read.number("runtime.engine_threads", 0..=256)?),
             },
             rabbitmq: RabbitMq {

@@ -18,7 +18,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// If the address cannot be bound: taken, not ours, or not allowed.
-pub fn bind(address: SocketAddr, shards: u8) -> io::Result<Vec<TcpListener>> {
+pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     let mut address = address;
     for _ in 0..shards {
@@ -57,7 +57,7 @@ pub(super) async fn run(shard: Shard, listener: TcpListener) {
             // The client left before it was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                metrics::counter!(telemetry::ACCEPT_FAILURES, "listener" => "tcp").increment(1);
+                metrics::counter!(telemetry::SHARD_ACCEPT_FAILURES).increment(1);
                 tracing::warn!(%error, "could not accept, pausing");
                 tokio::time::sleep(PAUSE).await;
             }

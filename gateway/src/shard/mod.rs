@@ -140,11 +140,10 @@ impl Shard {
             let Some(mut buffer) = state.begin_read(slot) else {
                 return Poll::Ready(());
             };
-            let before = buffer.len();
             let polled = poll_read_buf(std::pin::Pin::new(&mut *reader), cx, &mut buffer);
             let is_open = match polled {
                 Poll::Pending => {
-                    state.cancel_read(slot, buffer, before);
+                    state.cancel_read(buffer);
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(0) | Err(_)) => {

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
+use tidegate_core::clock::Clock as _;
 use tidegate_core::delivery::{Accepting, ConnectionKey, Encoded, Recipients, Settled, ShardId, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{Millis, RoomId, UserId};
@@ -21,6 +21,7 @@ use super::index::{Edge, Index, Slot};
 use super::outbox::Flushed;
 use super::wheel::Wheel;
 use super::{ShardConfig, ShardLinks};
+use crate::clock::SystemClock;
 use crate::telemetry;
 
 /// Bytes of one read at most. Large, because the buffer is the shard's: it costs once, not per connection.
@@ -198,7 +199,7 @@ impl State {
     }
 
     /// Nothing came: the buffer goes back, the connection keeps what it had.
-    pub fn cancel_read(&mut self, _slot: Slot, mut buffer: BytesMut, _before: usize) {
+    pub fn cancel_read(&mut self, mut buffer: BytesMut) {
         buffer.clear();
         self.read_buffer = buffer;
     }
@@ -237,7 +238,7 @@ impl State {
 
     /// Takes a connection's bytes apart and hands frames to its session.
     fn feed(&mut self, slot: Slot, mut bytes: BytesMut) {
-        let now = now();
+        let now = SystemClock.now();
         match self.connections[slot as usize].transport {
             Transport::Tcp => {
                 let mut bytes = bytes.freeze();
@@ -570,9 +571,9 @@ impl State {
     fn settle(&mut self, settled: &Settled) {
         let key = settled.ticket.connection;
         let is_draining = self.is_draining;
-        let Some(connection) = self.of_key(key) else {
+        if self.of_key(key).is_none() {
             return;
-        };
+        }
         let mut actions = std::mem::take(&mut self.actions);
         let connection = &mut self.connections[key.slot as usize];
         connection.session.handle_settled(settled, &mut actions);
@@ -721,9 +722,4 @@ fn count_close(reason: &'static str) {
 
 fn seconds(duration: std::time::Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX / 2).max(1)
-}
-
-fn now() -> Millis {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
