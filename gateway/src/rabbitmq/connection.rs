@@ -246,7 +246,8 @@ impl Dialer {
             tokio::select! {
                 () = state.closed() => return None,
                 event = events.next() => match event {
-                    Some(Event::Error(error)) => return Some(error.to_string()),
+                    // A channel's error is told here as well, and is no reason to take the other channels down.
+                    Some(Event::Error(error)) if !live.usable() => return Some(error.to_string()),
                     Some(Event::ConnectionBlocked(reason)) => {
                         tracing::warn!(purpose = self.purpose, reason, "RabbitMQ blocks publishing");
                     }

@@ -29,7 +29,8 @@ const _: () = assert!(INGEST_PREFETCH as usize >= PUBLISH_WINDOW_MAX, "one publi
 const _: () = assert!(INGEST_PREFETCH <= 2000, "quorum queues take no greater prefetch");
 const _: () = assert!(INGEST_PREFETCH as usize * PUBLISH_BYTES_MAX <= 16 << 20, "a partition's deliveries fit memory");
 
-/// Pause before asking again for a queue that another consumer holds.
+/// How long, and how often, to ask again for a queue that another consumer holds.
+const EXCLUSIVE_WAIT_MAX: Duration = Duration::from_secs(1);
 const EXCLUSIVE_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A consumer of one partition; active or waiting in line, as the broker decides.
@@ -85,7 +86,7 @@ impl RabbitPushConsumer {
         dead_letters: Publisher,
     ) -> PortResult<Self> {
         let live = consuming.live_soon().await?;
-        let until = Instant::now() + consuming.timeout();
+        let until = Instant::now() + EXCLUSIVE_WAIT_MAX;
         loop {
             match Self::attempt(&live, topology, gateway, dead_letters.clone()).await {
                 // Our own previous consumer may not be gone yet.
