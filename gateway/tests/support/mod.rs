@@ -124,8 +124,13 @@ pub struct Client {
 
 impl Client {
     pub async fn open(address: std::net::SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(&Opening::CURRENT.encode()).await.unwrap();
+        let mut client = Self::over(TcpStream::connect(address).await.unwrap());
+        client.raw(&Opening::CURRENT.encode()).await;
+        client
+    }
+
+    /// Over a socket on which nothing was said yet.
+    pub fn over(stream: TcpStream) -> Self {
         let codec = FrameCodec { frame_bytes_max: 1 << 20 };
         Self { wire: Framed::new(stream, codec), next: 0, pushes: Default::default() }
     }
