@@ -1,6 +1,8 @@
 //! The Tidegate gateway: the program around the domain. Only this crate opens a socket.
 
+pub mod clock;
 pub mod config;
+pub mod telemetry;
 
 pub mod mysql;
 pub mod rabbitmq;
