@@ -94,6 +94,9 @@ pub const RECENT_MESSAGES_MAX: usize = 50;
 /// Conversations whose positions ride on the login reply, most recent first.
 pub const POSITIONS_MAX: usize = 500;
 
+/// Bodies on one page of history over HTTP; the page ends earlier when they run out. Bounds what slow readers hold.
+pub const HISTORY_PAGE_BYTES_MAX: usize = 256 * 1024;
+
 /// Members of one room.
 pub const ROOM_MEMBERS_MAX: u32 = 1000;
 
@@ -122,3 +125,4 @@ const _: () = assert!(OUTBOX_BYTES_MAX >= 2 * FRAME_BYTES_MAX, "an outbox holds 
 const _: () = assert!(BODY_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a message with its ids fits one frame");
 const _: () = assert!(PUBLISH_EVENTS_MAX <= INGEST_BATCH_MAX, "a published batch fits one turn of the ingest engine");
 const _: () = assert!(ACCEPT_QUEUE_MAX > IN_FLIGHT_MAX as usize, "one connection cannot fill the acceptor");
+const _: () = assert!(HISTORY_PAGE_BYTES_MAX >= BODY_BYTES_MAX, "a page holds at least one message");

@@ -16,3 +16,5 @@ pub const ENGINE_RETRIES: &str = "tidegate_engine_retries_total";
 pub const PUSH_EVENTS: &str = "tidegate_push_events_total";
 /// Logins, by `outcome`.
 pub const LOGINS: &str = "tidegate_login_attempts_total";
+/// Changes of membership that are in the archive but that no gateway was told of within the bound.
+pub const ROOM_UNANNOUNCED: &str = "tidegate_room_unannounced_changes_total";

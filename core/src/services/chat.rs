@@ -10,7 +10,7 @@ use futures_util::future::try_join;
 
 use crate::event::StoredMessage;
 use crate::ids::{ConversationId, Epoch, LobbyName, Seq, UserId};
-use crate::limits::{HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX};
+use crate::limits::{HISTORY_PAGE_BYTES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX};
 use crate::ports::{Archive as _, Backend, Page};
 
 use super::{ServiceError, ServiceResult};
@@ -40,7 +40,8 @@ impl<B: Backend> ChatService<B> {
         Self { backend, lobbies: lobbies.into_iter().collect() }
     }
 
-    /// One page; `size` zero means [`HISTORY_PAGE_DEFAULT`], more than [`HISTORY_PAGE_MAX`] means that.
+    /// One page; `size` zero means [`HISTORY_PAGE_DEFAULT`], more than [`HISTORY_PAGE_MAX`] means that. A page also ends
+    /// before its bodies exceed [`HISTORY_PAGE_BYTES_MAX`].
     ///
     /// # Errors
     /// [`ServiceError::NotMember`], or a port's error.
@@ -55,8 +56,9 @@ impl<B: Backend> ChatService<B> {
         let size = if size == 0 { HISTORY_PAGE_DEFAULT } else { size.min(HISTORY_PAGE_MAX) };
         let archive = self.backend.archive();
         let conversations = [conversation];
-        let (messages, lasts) =
+        let (mut messages, lasts) =
             try_join(archive.history(conversation, page, size), archive.last_seqs(&conversations)).await?;
+        trim(&mut messages, page);
         let oldest = messages.first().map(|message| message.seq);
         let newest = messages.last().map(|message| message.seq);
         // The two answers were given at different moments: a message may have come between them.
@@ -93,5 +95,24 @@ impl<B: Backend> ChatService<B> {
             ConversationId::Room(room) => self.backend.archive().rooms_of(user).await?.contains(&room),
         };
         if member { Ok(()) } else { Err(ServiceError::NotMember) }
+    }
+}
+
+/// Takes off the far end, seen from where the page begins, until the bodies are within their bound.
+fn trim(messages: &mut Vec<StoredMessage>, page: Page) {
+    let mut bytes = 0;
+    let mut fits = |message: &StoredMessage| {
+        bytes += message.body.len();
+        bytes <= HISTORY_PAGE_BYTES_MAX
+    };
+    match page {
+        Page::After(_) => {
+            let kept = messages.iter().take_while(|message| fits(message)).count();
+            messages.truncate(kept);
+        }
+        Page::Newest | Page::Before(_) => {
+            let kept = messages.iter().rev().take_while(|message| fits(message)).count();
+            messages.drain(..messages.len() - kept);
+        }
     }
 }

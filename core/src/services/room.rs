@@ -7,7 +7,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -16,6 +15,7 @@ use crate::clock::Clock;
 use crate::event::{Membership, PushEvent};
 use crate::ids::{ConversationId, RoomId, UserId};
 use crate::limits::{NAME_CHARS_MAX, ROOM_CAPACITY_MIN, ROOM_MEMBERS_MAX, ROOMS_PAGE_MAX};
+use crate::meter;
 use crate::ports::{Archive as _, Backend, Joined, PushQueue as _, PushTarget, Room, User};
 
 use super::{ServiceError, ServiceResult};
@@ -30,7 +30,6 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct RoomService<B, C> {
     backend: Arc<B>,
     clock: C,
-    unannounced: AtomicU64,
 }
 
 /// One page of the list of rooms.
@@ -45,13 +44,7 @@ pub struct RoomPage {
 impl<B: Backend, C: Clock> RoomService<B, C> {
     /// Rooms of `backend`.
     pub fn new(backend: Arc<B>, clock: C) -> Self {
-        Self { backend, clock, unannounced: AtomicU64::new(0) }
-    }
-
-    /// Changes that no gateway was told of, since the start; for metrics.
-    #[must_use]
-    pub fn unannounced(&self) -> u64 {
-        self.unannounced.load(Ordering::Relaxed)
+        Self { backend, clock }
     }
 
     /// Makes a room of `capacity` (the most there may be if `None`) with `owner` as its first member.
@@ -153,7 +146,7 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
                 Either::Right(_) => "no confirm in time".clone_into(&mut why),
             }
         }
-        self.unannounced.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!(meter::ROOM_UNANNOUNCED).increment(1);
         tracing::warn!(room = room.0, user = user.0, ?change, why, "a change of membership was not announced");
     }
 }
