@@ -4,9 +4,11 @@
 //! gateway then runs until it is told to stop. What must hold: nothing is served before everything is bound and opened,
 //! and at the end every accepted event is answered before the backends close.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidegate_core::accept::{self, AcceptQueues};
@@ -27,8 +29,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::http::{Busy, HandOff};
 use crate::shard::listener;
-use crate::shard::mailboxes::ShardMailboxes;
+use crate::shard::mailboxes::{ShardMailboxes, Upgraded};
 use crate::shard::{self, ShardConfig, ShardLinks};
 
 /// Sockets that listen but are not served yet.
@@ -208,4 +211,20 @@ fn greeting(config: &Config) -> Greeting {
 fn random_session() -> SessionId {
     let id = getrandom::u64().expect("the system's random source is there once the process runs");
     SessionId(id.max(1))
+}
+
+/// Gives WebSockets whose handshake is done to the shards in turn.
+#[must_use]
+pub fn hand_off(mailboxes: ShardMailboxes) -> HandOff {
+    let next = AtomicUsize::new(0);
+    Arc::new(move |stream, early, _peer| {
+        let turn = next.fetch_add(1, Ordering::Relaxed) % usize::from(mailboxes.shards());
+        let shard = ShardId(u8::try_from(turn).expect("a remainder of a u8"));
+        let mut offered = VecDeque::from([Upgraded { stream, early }]);
+        mailboxes.of(shard).upgraded.offer(&mut offered);
+        match offered.pop_front() {
+            None => Ok(()),
+            Some(Upgraded { stream, .. }) => Err(Busy(stream)),
+        }
+    })
 }

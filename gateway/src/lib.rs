@@ -14,5 +14,6 @@ pub mod shard;
 
 pub mod app;
 pub mod backends;
+pub mod banner;
 
 pub mod chat;

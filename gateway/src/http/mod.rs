@@ -63,6 +63,8 @@ pub struct Setup<'a, B> {
     pub backend: Arc<B>,
     /// The whole configuration.
     pub config: &'a Config,
+    /// Where TCP clients connect: the port is the system's choice if the configured one is 0.
+    pub tcp_address: SocketAddr,
     /// What readiness depends on; [`Part::of_backend`] and whatever else there is.
     pub parts: Vec<Part>,
     /// Who takes WebSockets.
@@ -128,7 +130,7 @@ impl<B: Backend> Api<B> {
             users: UserService::new(Arc::clone(&backend), hasher, rules),
             rooms: Arc::new(RoomService::new(Arc::clone(&backend), SystemClock)),
             chat: ChatService::new(backend, config.lobbies.iter().copied()),
-            settings: settings(config),
+            settings: settings(config, setup.tcp_address),
             readiness,
             hand_off: setup.hand_off,
             metrics: setup.metrics,
@@ -209,7 +211,7 @@ async fn show_settings<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<serde
     Json(api.settings.clone())
 }
 
-fn settings(config: &Config) -> serde_json::Value {
+fn settings(config: &Config, tcp: SocketAddr) -> serde_json::Value {
     let heartbeat = config.heartbeat;
     json!({
         "gateway_id": config.gateway_id.as_str(),
@@ -222,7 +224,7 @@ fn settings(config: &Config) -> serde_json::Value {
         "max_body_bytes": config.limits.body_bytes_max,
         "max_in_flight": config.limits.in_flight_max,
         "lobbies": config.lobbies.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
-        "tcp_port": config.listen.tcp.port(),
+        "tcp_port": tcp.port(),
         "websocket_path": WEBSOCKET_PATH,
         "websocket_subprotocol": SUBPROTOCOL,
     })
