@@ -43,6 +43,18 @@ pub struct ReceiptMoved {
     pub read: Seq,
 }
 
+impl ReceiptMoved {
+    /// Whether archives keep it: lobbies have no watermarks, and a private conversation has those of its two users.
+    #[must_use]
+    pub fn has_standing(&self) -> bool {
+        match self.conversation {
+            ConversationId::Private { .. } => self.conversation.peer_of(self.user).is_some(),
+            ConversationId::Room(_) => true,
+            ConversationId::Lobby(_) => false,
+        }
+    }
+}
+
 /// What enters the ingest leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IngestEvent {
@@ -141,6 +153,18 @@ pub enum PushEvent {
         /// Which of the two.
         change: Membership,
     },
+}
+
+impl PushEvent {
+    /// Bytes the event holds on to, for bounds: its payload and a flat rate for the rest.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        const REST: usize = 96;
+        match self {
+            Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
+            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } => REST,
+        }
+    }
 }
 
 /// Which way a membership changed.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::limits::{CLIENT_MSG_ID_BYTES_MAX, CONVERSATION_ID_BYTES_MAX, GATEWAY_ID_BYTES_MAX};
+use crate::limits::{CLIENT_MSG_ID_BYTES_MAX, GATEWAY_ID_BYTES_MAX, LOBBY_ID_BYTES_MAX};
 
 /// A registered user; numbered by the archive from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,7 +137,7 @@ impl ClientMsgId {
 /// A lobby's name: `lobby_` and 1 to 25 bytes of `[a-z0-9_-]`. Kept inline, so that a conversation id is plain data.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LobbyName {
-    bytes: [u8; CONVERSATION_ID_BYTES_MAX],
+    bytes: [u8; LOBBY_ID_BYTES_MAX],
     len: u8,
 }
 
@@ -155,12 +155,12 @@ impl FromStr for LobbyName {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let rest = text.strip_prefix("lobby_").ok_or(IdError::Conversation)?;
         let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
-        if rest.is_empty() || text.len() > CONVERSATION_ID_BYTES_MAX || !rest.bytes().all(legal) {
+        if rest.is_empty() || text.len() > LOBBY_ID_BYTES_MAX || !rest.bytes().all(legal) {
             return Err(IdError::Conversation);
         }
-        let mut bytes = [0; CONVERSATION_ID_BYTES_MAX];
+        let mut bytes = [0; LOBBY_ID_BYTES_MAX];
         bytes[..text.len()].copy_from_slice(text.as_bytes());
-        Ok(Self { bytes, len: u8::try_from(text.len()).expect("bounded by CONVERSATION_ID_BYTES_MAX") })
+        Ok(Self { bytes, len: u8::try_from(text.len()).expect("bounded by LOBBY_ID_BYTES_MAX") })
     }
 }
 

@@ -211,7 +211,8 @@ pub enum PresenceChange {
         /// The session that held it.
         session: SessionId,
     },
-    /// The user is still connected to this gateway: its record must not expire.
+    /// The user is still connected to this gateway: its record must not expire. If the store lost it, this makes the user
+    /// present again.
     Renewed {
         /// The user.
         user: UserId,
@@ -289,28 +290,34 @@ pub trait HotStore: Send + Sync + 'static {
     fn change_presence(&self, changes: &[PresenceChange]) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Counts unread messages and fills inboxes. Idempotent: sequences at or below what was already counted or filed for
-    /// (user, conversation) are skipped. Counts of users the store does not know stay unknown.
+    /// (user, conversation) are skipped. Counts of users the store does not know stay unknown; since those are computed
+    /// from the archive, a message is filed only after the archive has committed it.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
     fn file(&self, filings: &[Filing]) -> impl Future<Output = PortResult<()>> + Send;
 
-    /// Reads the counts and takes the inbox (it is empty afterwards).
+    /// Reads the counts and takes the inbox (it is empty afterwards). From the answer "unknown" on, what is filed for the
+    /// user is remembered for [`HotStore::seed_unread`].
     ///
     /// # Errors
-    /// [`PortError`].
+    /// [`PortError`]; the inbox may have been taken all the same, its messages are in the archive.
     fn take_summary(&self, user: UserId) -> impl Future<Output = PortResult<Summary>> + Send;
 
-    /// Sets the exact counts of a user, replacing whatever was known.
+    /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
+    /// meantime above `counted_to` is added. Stays without effect where exactness cannot be proven, because the store lost
+    /// its memory meanwhile or too much was filed: the counts then remain unknown.
     ///
     /// # Errors
-    /// [`PortError`].
+    /// [`PortError`]; repeating is harmless.
     fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Replaces single counts after the user read; an entry of zero unread removes the conversation from the counts.
+    /// What was filed above `counted_to` stays counted, and an entry older than what is known is ignored. Unknown counts
+    /// stay unknown.
     ///
     /// # Errors
-    /// [`PortError`].
+    /// [`PortError`]; repeating is harmless.
     fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Remembers a login token.
@@ -411,6 +418,13 @@ pub struct PersistBatch {
     pub messages: Vec<StoredMessage>,
     /// Watermarks, merged by maximum with what is stored.
     pub receipts: Vec<ReceiptMoved>,
+}
+
+/// What makes a user's name unique: two names that differ in case alone have the same key. Archives store it beside the
+/// name, so that no database's idea of letters decides who can register.
+#[must_use]
+pub fn name_key(name: &str) -> String {
+    name.to_lowercase()
 }
 
 /// MySQL: complete. What it has committed is never lost.

@@ -31,18 +31,24 @@ pub const CLIENT_MSG_ID_BYTES_MAX: usize = 64;
 /// `message_id` everywhere: 128 bits of BLAKE3, so that two of them never meet by chance.
 pub const MESSAGE_ID_BYTES: usize = 16;
 
+/// `conversation_id` everywhere: `p_` and two of the longest user ids.
+pub const CONVERSATION_ID_BYTES_MAX: usize = 2 + 20 + 1 + 20;
+
+/// A lobby's `conversation_id`, `lobby_` included: it is also a part of Redis keys and metric labels.
+pub const LOBBY_ID_BYTES_MAX: usize = 31;
+
 /// Lobbies one connection may watch: nobody reads more at once, and each costs an entry in the shard's index.
 pub const WATCHES_MAX: usize = 16;
 
 /// Messages in one `HistoryReply`; it also ends where the frame would grow too large.
-pub const HISTORY_PAGE_MAX: usize = 200;
+pub const HISTORY_PAGE_MAX: u32 = 200;
 
 /// Messages in a `HistoryReply` when the client does not say how many.
-pub const HISTORY_PAGE_DEFAULT: usize = 50;
+pub const HISTORY_PAGE_DEFAULT: u32 = 50;
 
 /// Invalid commands on one connection before it is closed with `TOO_MANY_ERRORS`: enough for a client that tries out which
 /// kinds a server knows, too few to keep a server busy with writing errors.
-pub const PROTOCOL_ERRORS_MAX: usize = 16;
+pub const PROTOCOL_ERRORS_MAX: u8 = 16;
 
 /// Payload of a WebSocket control frame (RFC 6455, section 5.5).
 pub const WEBSOCKET_CONTROL_BYTES_MAX: usize = 125;
@@ -58,5 +64,6 @@ const _: () =
     assert!(FRAME_BYTES_MAX_LEAST <= FRAME_BYTES_MAX_DEFAULT && FRAME_BYTES_MAX_DEFAULT <= FRAME_BYTES_MAX_MOST);
 // An opening and any frame fit the smallest largest frame, so that both may share one WebSocket message.
 const _: () = assert!(OPENING_BYTES + HEAD_BYTES < FRAME_BYTES_MAX_LEAST);
+const _: () = assert!(LOBBY_ID_BYTES_MAX <= CONVERSATION_ID_BYTES_MAX);
 // Payload lengths travel in 32 bits.
 const _: () = assert!(FRAME_BYTES_MAX_MOST <= u32::MAX as usize);

@@ -1,1 +1,231 @@
-//! To be filled.
+//! The HTTP side: the JSON API, probes, metrics, and the handshake of WebSockets.
+//!
+//! In go requests on a socket of our own accept loop, out come JSON, `application/problem+json`, or a socket handed to the
+//! shards. Must always hold: no handler touches a shard; nothing a service behind us said reaches a client; every queue,
+//! body and wait here has its bound in [`bounds`].
+
+mod accept;
+pub mod bounds;
+mod chat;
+mod envelope;
+mod extract;
+mod health;
+mod password;
+mod problem;
+mod room;
+mod user;
+mod websocket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::middleware::from_fn;
+use axum::response::IntoResponse as _;
+use axum::routing::{MethodRouter, get, post};
+use axum::{Router, http::header::CONTENT_TYPE};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tidegate_core::ports::{Backend, PortError};
+use tidegate_core::services::chat::ChatService;
+use tidegate_core::services::password::PasswordError;
+use tidegate_core::services::room::RoomService;
+use tidegate_core::services::user::{LoginRules, UserService};
+use tidegate_core::services::{ServiceError, ServiceResult};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+pub use accept::PeerAddr;
+pub use bounds::Bounds;
+pub use health::Part;
+pub use password::PasswordPool;
+pub use websocket::{Busy, HandOff, PATH as WEBSOCKET_PATH, SUBPROTOCOL};
+
+use crate::clock::SystemClock;
+use crate::config::Config;
+
+/// Where the process is between its start and its end; moves forward only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Life {
+    /// All is welcome.
+    Serving,
+    /// Connections are being sent elsewhere: not ready, no new WebSockets; requests are still answered.
+    Draining,
+    /// No more connections; requests under way may end.
+    Ending,
+}
+
+/// What the wiring gives.
+pub struct Setup<'a, B> {
+    /// The chosen backends.
+    pub backend: Arc<B>,
+    /// The whole configuration.
+    pub config: &'a Config,
+    /// Where TCP clients connect: the port is the system's choice if the configured one is 0.
+    pub tcp_address: SocketAddr,
+    /// What readiness depends on; [`Part::of_backend`] and whatever else there is.
+    pub parts: Vec<Part>,
+    /// Who takes WebSockets.
+    pub hand_off: HandOff,
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+    /// Where the process is.
+    pub life: watch::Receiver<Life>,
+    /// [`Bounds::default`], but in tests.
+    pub bounds: Bounds,
+}
+
+/// What handlers share.
+pub struct Api<B: Backend> {
+    users: UserService<B, PasswordPool>,
+    rooms: Arc<RoomService<B, SystemClock>>,
+    chat: ChatService<B>,
+    /// The answer of `/api/v1/config`.
+    settings: serde_json::Value,
+    readiness: health::Readiness,
+    hand_off: HandOff,
+    metrics: PrometheusHandle,
+    life: watch::Receiver<Life>,
+    changes: Arc<Semaphore>,
+    bounds: Bounds,
+}
+
+/// Takes the address early, so that a port in use is known before anything else starts. Connections wait in the backlog
+/// until [`serve`].
+///
+/// # Errors
+/// Whatever the system says about the address.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves on `listener`, which must be non-blocking, until [`Life::Ending`]; to be run on the engines' runtime.
+///
+/// # Errors
+/// If the listener cannot be used; a password cost that argon2 does not take comes as [`io::ErrorKind::InvalidInput`].
+pub async fn serve<B: Backend>(listener: std::net::TcpListener, setup: Setup<'_, B>) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let (bounds, life) = (setup.bounds, setup.life.clone());
+    let (readiness, pinging) = health::Readiness::new(setup.parts.clone());
+    let api = Api::new(setup, readiness).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let router = router(Arc::new(api));
+    tokio::select! {
+        () = accept::run(listener, router, bounds, life) => {}
+        () = pinging => {}
+    }
+    Ok(())
+}
+
+impl<B: Backend> Api<B> {
+    fn new(setup: Setup<'_, B>, readiness: health::Readiness) -> Result<Self, PasswordError> {
+        let (config, backend) = (setup.config, setup.backend);
+        let auth = config.auth;
+        let rules = LoginRules { token_ttl: auth.token_ttl, decoy_hash: auth.password_cost.decoy()? };
+        let hasher = PasswordPool::new(auth.password_cost, auth.hash_concurrency_max);
+        Ok(Self {
+            users: UserService::new(Arc::clone(&backend), hasher, rules),
+            rooms: Arc::new(RoomService::new(Arc::clone(&backend), SystemClock)),
+            chat: ChatService::new(backend, config.lobbies.iter().copied()),
+            settings: settings(config, setup.tcp_address),
+            readiness,
+            hand_off: setup.hand_off,
+            metrics: setup.metrics,
+            life: setup.life,
+            changes: Arc::new(Semaphore::new(bounds::CHANGES_MAX)),
+            bounds: setup.bounds,
+        })
+    }
+
+    /// Runs a change to its end even if its client goes away meanwhile: a change that is committed must be announced.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = ServiceResult<T>> + Send + 'static,
+    ) -> ServiceResult<T> {
+        let place = Arc::clone(&self.changes).try_acquire_owned().map_err(|_| ServiceError::Overloaded)?;
+        let task = tokio::spawn(async move {
+            let _place = place;
+            change.await
+        });
+        task.await.unwrap_or_else(|error| {
+            Err(ServiceError::Internal(PortError::Refused { service: "http", detail: error.to_string() }))
+        })
+    }
+}
+
+fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
+    let request_timeout = api.bounds.request_timeout;
+    let mut router = Router::new();
+    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 18] = [
+        ("/", get(welcome)),
+        ("/livez", get(health::live)),
+        ("/readyz", get(health::ready)),
+        ("/metrics", get(health::metrics)),
+        (WEBSOCKET_PATH, get(websocket::upgrade)),
+        ("/api/v1/config", get(show_settings)),
+        ("/api/v1/register", post(user::register)),
+        ("/api/v1/login", post(user::login)),
+        ("/api/v1/logout", post(user::logout)),
+        ("/api/v1/me", get(user::me)),
+        ("/api/v1/users", get(user::users)),
+        ("/api/v1/rooms", get(room::list).post(room::create)),
+        ("/api/v1/rooms/{id}", get(room::show)),
+        ("/api/v1/rooms/{id}/join", post(room::join)),
+        ("/api/v1/rooms/{id}/leave", post(room::leave)),
+        ("/api/v1/rooms/{id}/members", get(room::members)),
+        ("/api/v1/conversations/private", post(chat::open_private)),
+        ("/api/v1/chat/history", get(chat::history)),
+    ];
+    for (path, methods) in routes {
+        router =
+            router.route(path, methods.layer(from_fn(move |request, next| envelope::measure(path, request, next))));
+    }
+    router
+        .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
+        .fallback(async || problem::Problem::route_unknown())
+        .layer(from_fn(move |request, next| envelope::envelope(request, next, request_timeout)))
+        .with_state(api)
+}
+
+/// `GET /`
+async fn welcome() -> axum::response::Response {
+    let text = "\
+Tidegate, a chat gateway.
+
+  POST /api/v1/register   {\"name\", \"password\"}
+  POST /api/v1/login      {\"name\", \"password\"} -> token
+  GET  /api/v1/config     what clients need to know: ports, bounds, lobbies
+  GET  /ws                WebSocket, subprotocol tidegate.v1
+  GET  /livez /readyz /metrics
+
+The byte protocol is described in proto/PROTOCOL.md, the rest in README.md.
+";
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+/// `GET /api/v1/config`
+async fn show_settings<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<serde_json::Value> {
+    Json(api.settings.clone())
+}
+
+fn settings(config: &Config, tcp: SocketAddr) -> serde_json::Value {
+    let heartbeat = config.heartbeat;
+    json!({
+        "gateway_id": config.gateway_id.as_str(),
+        "heartbeat": {
+            "min_interval": heartbeat.min_interval_s,
+            "max_interval": heartbeat.max_interval_s,
+            "probe_count": heartbeat.probe_count,
+        },
+        "max_frame_bytes": config.limits.frame_bytes_max,
+        "max_body_bytes": config.limits.body_bytes_max,
+        "max_in_flight": config.limits.in_flight_max,
+        "lobbies": config.lobbies.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "tcp_port": tcp.port(),
+        "websocket_path": WEBSOCKET_PATH,
+        "websocket_subprotocol": SUBPROTOCOL,
+    })
+}

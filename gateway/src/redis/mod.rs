@@ -1,1 +1,115 @@
-//! To be filled.
+//! The hot store in Redis.
+//!
+//! Batches of the [`HotStore`] port come in; each becomes one script (or a few, of a bounded size) and its reply.
+//!
+//! Reading order: [`config`](self) (where Redis is), `keys` (what it holds), `scripts` and their Lua files (what happens
+//! inside it), `link` (getting there and back in time), then one file per concern.
+//!
+//! What must hold: every call ends within the command timeout; no key is spelled outside `keys`; a call that failed may be
+//! repeated; no secret is logged.
+
+mod config;
+mod keys;
+mod link;
+mod presence;
+mod scripts;
+mod sequences;
+mod tokens;
+mod unread;
+
+use std::time::Duration;
+
+use tidegate_core::ids::{GatewayId, Partition, UserId};
+use tidegate_core::ports::{
+    Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary,
+    TokenState, UnreadCount,
+};
+
+pub use self::config::RedisConfig;
+use self::keys::Keys;
+use self::link::Link;
+use self::scripts::Scripts;
+
+/// Our name in a [`PortError`].
+const SERVICE: &str = "redis";
+
+/// Users or tokens in one call: below a millisecond of Redis's time, which others wait for.
+const CALL_KEYS_MAX: usize = 512;
+
+/// Redis, as one gateway uses it.
+pub struct RedisHotStore {
+    gateway: GatewayId,
+    presence_ttl: Duration,
+    keys: Keys,
+    scripts: Scripts,
+    link: Link,
+}
+
+impl RedisHotStore {
+    /// Connects. Later losses of the connection are mended in the background.
+    ///
+    /// # Errors
+    /// [`PortError::Refused`] for a URL that cannot be meant; [`PortError::Unavailable`], naming host and port, if Redis
+    /// does not answer within twice the command timeout.
+    pub async fn connect(config: RedisConfig, gateway: GatewayId) -> PortResult<Self> {
+        let (presence_ttl, keys) = (config.presence_ttl, Keys::new(&config));
+        let link = Link::connect(config).await?;
+        Ok(Self { gateway, presence_ttl, keys, scripts: Scripts::new(), link })
+    }
+}
+
+impl HotStore for RedisHotStore {
+    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
+        self.give(partition, request).await
+    }
+
+    async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
+        self.places(users).await
+    }
+
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+        self.change_places(changes).await
+    }
+
+    async fn file(&self, filings: &[Filing]) -> PortResult<()> {
+        self.file_all(filings).await
+    }
+
+    async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
+        self.take(user).await
+    }
+
+    async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
+        self.seed(user, counts).await
+    }
+
+    async fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> PortResult<()> {
+        self.set(counts).await
+    }
+
+    async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
+        self.put(token, user, ttl).await
+    }
+
+    async fn token_states(&self, tokens: &[&str]) -> PortResult<Vec<TokenState>> {
+        self.states(tokens).await
+    }
+
+    async fn delete_token(&self, token: &str) -> PortResult<bool> {
+        self.delete(token).await
+    }
+
+    async fn ping(&self) -> PortResult<()> {
+        self.link.ping().await
+    }
+}
+
+/// A script answered in a form it does not promise: it and its caller are of different releases, or the key is not ours.
+fn unexpected(script: &str) -> PortError {
+    PortError::Refused { service: SERVICE, detail: format!("unexpected reply from the script {script}") }
+}
+
+/// For TTLs; at least one, because zero is no time to live.
+fn millis(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1)
+}

@@ -1,0 +1,100 @@
+//! A user is where its live sessions are, and nowhere else.
+
+use super::{HotStoreFixture, gateway};
+use crate::ids::{GatewayId, SessionId, UserId};
+use crate::ports::{HotStore, PresenceChange};
+
+const USER: UserId = UserId(7);
+
+fn here(user: UserId, device: &str, session: u64) -> PresenceChange {
+    PresenceChange::Here { user, device: device.to_owned(), session: SessionId(session) }
+}
+
+fn gone(user: UserId, device: &str, session: u64) -> PresenceChange {
+    PresenceChange::Gone { user, device: device.to_owned(), session: SessionId(session) }
+}
+
+async fn change(store: &impl HotStore, changes: &[PresenceChange]) {
+    store.change_presence(changes).await.expect("the store answers");
+}
+
+/// Sorted, because the order of a user's gateways means nothing.
+async fn places(store: &impl HotStore, user: UserId) -> Vec<GatewayId> {
+    let mut presence = store.presence(&[user]).await.expect("the store answers");
+    let mut gateways = presence.pop().expect("one answer").gateways;
+    assert!(presence.is_empty(), "and only one");
+    gateways.sort();
+    gateways
+}
+
+/// Comes, is on two gateways with three devices, and goes.
+pub async fn a_user_is_where_its_sessions_are(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    assert_eq!(places(&a, USER).await, []);
+    change(&a, &[here(USER, "phone", 1), here(USER, "desk|top:1", u64::MAX)]).await;
+    change(&b, &[here(USER, "tablet", 3), PresenceChange::Renewed { user: USER }]).await;
+    assert_eq!(places(&a, USER).await, [gateway("a"), gateway("b")]);
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(places(&b, USER).await, [gateway("a"), gateway("b")]);
+    change(&a, &[gone(USER, "desk|top:1", u64::MAX)]).await;
+    assert_eq!(places(&b, USER).await, [gateway("b")]);
+    change(&b, &[gone(USER, "tablet", 3)]).await;
+    assert_eq!(places(&a, USER).await, []);
+    change(&b, &[gone(USER, "tablet", 3)]).await;
+    assert_eq!(places(&a, USER).await, [], "going twice is harmless");
+}
+
+/// A reconnect may be seen before the end of the connection it replaces.
+pub async fn a_device_taken_over_is_not_ended_by_its_former_session(fixture: &impl HotStoreFixture) {
+    let a = fixture.store("a").await;
+    change(&a, &[here(USER, "phone", 1)]).await;
+    change(&a, &[here(USER, "phone", 2)]).await;
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(places(&a, USER).await, [gateway("a")]);
+    change(&a, &[gone(USER, "phone", 2)]).await;
+    assert_eq!(places(&a, USER).await, []);
+}
+
+/// The same, between gateways: the former one no longer holds the user.
+pub async fn a_device_moves_between_gateways(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    change(&a, &[here(USER, "phone", 1)]).await;
+    change(&b, &[here(USER, "phone", 2)]).await;
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(places(&a, USER).await, [gateway("b")]);
+}
+
+/// Gateways renew what they hold; after a loss that alone brings their users back.
+pub async fn renewal_makes_a_lost_user_present_again(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    change(&a, &[here(USER, "phone", 1)]).await;
+    fixture.lose_everything().await;
+    assert_eq!(places(&a, USER).await, []);
+    change(&a, &[PresenceChange::Renewed { user: USER }]).await;
+    change(&b, &[PresenceChange::Renewed { user: USER }, PresenceChange::Renewed { user: USER }]).await;
+    assert_eq!(places(&a, USER).await, [gateway("a"), gateway("b")]);
+}
+
+/// A batch may hold a whole life.
+pub async fn changes_of_one_batch_apply_in_order(fixture: &impl HotStoreFixture) {
+    let a = fixture.store("a").await;
+    let (left, back) = (UserId(1), UserId(2));
+    change(&a, &[here(left, "d", 1), here(back, "d", 1), gone(left, "d", 1), gone(back, "d", 1), here(back, "d", 2)])
+        .await;
+    assert_eq!(places(&a, left).await, []);
+    assert_eq!(places(&a, back).await, [gateway("a")]);
+}
+
+/// More than one call to a server takes.
+pub async fn hundreds_of_users_are_looked_up_in_order(fixture: &impl HotStoreFixture) {
+    let a = fixture.store("a").await;
+    let changes: Vec<_> = (0..1500).step_by(3).map(|n| here(UserId(n), "d", n + 1)).collect();
+    change(&a, &changes).await;
+    let users: Vec<_> = (0..1500).map(UserId).collect();
+    let presence = a.presence(&users).await.expect("the store answers");
+    assert_eq!(presence.len(), users.len());
+    for (user, presence) in users.iter().zip(&presence) {
+        assert_eq!(presence.gateways.len(), usize::from(user.0.is_multiple_of(3)), "{user:?}");
+    }
+    assert_eq!(a.presence(&[]).await.expect("the store answers"), []);
+}

@@ -1,0 +1,291 @@
+//! What engines and shards say to each other: tickets up, deliveries and answers down.
+//!
+//! A shard is known here by a number and a mailbox only. Everything that goes to it travels in batches, and what is the
+//! same for many connections is encoded once and shared.
+
+use std::future::Future;
+
+use bytes::{Bytes, BytesMut};
+use tidegate_proto::v1::{CloseCode, Code};
+use tidegate_proto::websocket::{self, Opcode};
+use tidegate_proto::{HEAD_BYTES, Kind, frame};
+use tokio::sync::oneshot;
+
+use crate::event::{IngestEvent, Membership};
+use crate::ids::{ConversationId, LobbyName, MessageId, Millis, RoomId, SessionId, UserId};
+use crate::queue::Weigh;
+
+/// A shard's number, from 0. At most 64, so that a set of them is one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u8);
+
+/// Which shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet(pub u64);
+
+impl ShardSet {
+    /// The shards in it, ascending.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        (0..64_u8).filter(move |n| self.0 & (1 << n) != 0).map(ShardId)
+    }
+
+    /// The set that holds just `shard`.
+    #[must_use]
+    pub fn only(shard: ShardId) -> Self {
+        Self(1 << shard.0)
+    }
+}
+
+/// One connection: its shard, its slot there, and the slot's generation, so that an answer to a connection that is gone
+/// never reaches its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionKey {
+    /// Who owns it.
+    pub shard: ShardId,
+    /// Its place there.
+    pub slot: u32,
+    /// How often the place was taken before.
+    pub generation: u32,
+}
+
+/// Who waits for an answer, and under which correlation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The connection.
+    pub connection: ConnectionKey,
+    /// The command's.
+    pub correlation: u16,
+}
+
+/// An event on its way into MQ1, with who waits for the confirm.
+#[derive(Debug)]
+pub struct Accepting {
+    /// Who gets the `SendAck`.
+    pub ticket: Ticket,
+    /// The event.
+    pub event: IngestEvent,
+    /// The other side of a private conversation, whose existence the session cannot know.
+    pub peer: Option<UserId>,
+}
+
+impl Weigh for Accepting {
+    fn weight_bytes(&self) -> usize {
+        self.event.weight_bytes()
+    }
+}
+
+/// The end of an [`Accepting`].
+#[derive(Debug)]
+pub struct Settled {
+    /// Who waits.
+    pub ticket: Ticket,
+    /// Confirmed, or the code to answer.
+    pub outcome: Result<Confirmed, Code>,
+}
+
+/// What was confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirmed {
+    /// A message is durable.
+    Message {
+        /// Its id.
+        message_id: MessageId,
+        /// When it was accepted.
+        accepted_at: Millis,
+    },
+    /// A receipt is durable.
+    Receipt,
+}
+
+/// A command that needs a backend's answer.
+#[derive(Debug)]
+pub struct Request {
+    /// Who waits.
+    pub ticket: Ticket,
+    /// For what.
+    pub ask: Ask,
+}
+
+/// What a [`Request`] asks.
+#[derive(Debug)]
+pub enum Ask {
+    /// Who is this token?
+    Login {
+        /// The token. A secret.
+        token: String,
+        /// The device.
+        device: String,
+        /// Lobbies to watch from the start.
+        watch: Vec<LobbyName>,
+    },
+    /// A page of a conversation the session may read.
+    History {
+        /// The conversation.
+        conversation: ConversationId,
+        /// Which page.
+        page: crate::ports::Page,
+        /// Messages at most.
+        size: u32,
+    },
+}
+
+impl Weigh for Request {
+    fn weight_bytes(&self) -> usize {
+        match &self.ask {
+            Ask::Login { token, device, .. } => 256 + token.len() + device.len(),
+            Ask::History { .. } => 128,
+        }
+    }
+}
+
+/// Frames encoded once for all their receivers: a WebSocket header in front of the very bytes that go out over TCP.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    bytes: Bytes,
+    header_bytes: usize,
+}
+
+impl Encoded {
+    /// Frames a push whose payload is already encoded.
+    #[must_use]
+    pub fn push(buffer: &mut BytesMut, kind: Kind, payload: &[u8]) -> Self {
+        let frame_bytes = HEAD_BYTES + payload.len();
+        websocket::put_header(buffer, Opcode::Binary, frame_bytes);
+        frame::put_payload(buffer, kind, 0, payload);
+        Self { bytes: buffer.split().freeze(), header_bytes: websocket::header_bytes(frame_bytes) }
+    }
+
+    /// The bytes for a TCP connection.
+    #[must_use]
+    pub fn tcp(&self) -> Bytes {
+        self.bytes.slice(self.header_bytes..)
+    }
+
+    /// The bytes for a WebSocket connection: one binary message.
+    #[must_use]
+    pub fn websocket(&self) -> Bytes {
+        self.bytes.clone()
+    }
+
+    /// Bytes kept alive.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Never true: a frame has at least its head.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// Who on a shard gets a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipients {
+    /// Every connection of both users.
+    Users(UserId, UserId),
+    /// Every connection that is in or watches the conversation.
+    Conversation(ConversationId),
+    /// One session of a user, if it is here.
+    Session(UserId, SessionId),
+}
+
+/// What goes into a shard's mailbox.
+#[derive(Debug)]
+pub enum ShardInput {
+    /// A push.
+    Deliver {
+        /// To whom.
+        recipients: Recipients,
+        /// What.
+        frame: Encoded,
+    },
+    /// A room's membership changed: the index follows, then the members are told.
+    Membership {
+        /// The room.
+        room: RoomId,
+        /// Who came or went.
+        user: UserId,
+        /// Which of the two.
+        change: Membership,
+        /// The push that says so.
+        frame: Encoded,
+    },
+    /// Events that ended, all of one shard.
+    Settled(Vec<Settled>),
+    /// The user behind a token is known: from here on the connection gets pushes, held back until [`Self::Welcome`].
+    Bind {
+        /// The connection.
+        connection: ConnectionKey,
+        /// Who it is.
+        identity: Identity,
+        /// Says whether the connection was still there.
+        bound: oneshot::Sender<bool>,
+    },
+    /// The login succeeded: the reply goes out first, then what was held back.
+    Welcome {
+        /// Who waits.
+        ticket: Ticket,
+        /// The encoded `LoginReply` frame.
+        reply: Bytes,
+        /// In case the connection is gone: whose presence to take back.
+        identity: Identity,
+    },
+    /// A command failed.
+    Refused {
+        /// Who waits.
+        ticket: Ticket,
+        /// Why.
+        code: Code,
+        /// Also ends the connection.
+        close: Option<CloseCode>,
+    },
+    /// A command's answer, already framed.
+    Answer {
+        /// Who waits.
+        ticket: Ticket,
+        /// The frame.
+        reply: Bytes,
+    },
+    /// The process is ending: tell every connection and close it.
+    Drain,
+}
+
+/// Who a connection turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user.
+    pub user: UserId,
+    /// The session.
+    pub session: SessionId,
+    /// The device.
+    pub device: String,
+    /// Rooms it is a member of, ascending.
+    pub rooms: Vec<RoomId>,
+    /// Lobbies to watch from the start.
+    pub watch: Vec<LobbyName>,
+}
+
+impl Weigh for ShardInput {
+    fn weight_bytes(&self) -> usize {
+        const FLAT: usize = 64;
+        FLAT + match self {
+            Self::Deliver { frame, .. } | Self::Membership { frame, .. } => frame.len(),
+            Self::Settled(settled) => settled.len() * size_of::<Settled>(),
+            Self::Bind { identity, .. } => identity.rooms.len() * size_of::<RoomId>(),
+            Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
+            Self::Refused { .. } | Self::Drain => 0,
+        }
+    }
+}
+
+/// The way into the shards.
+pub trait Mailboxes: Clone + Send + Sync + 'static {
+    /// How many shards there are.
+    fn shards(&self) -> u8;
+
+    /// Puts inputs into one shard's mailbox in order, waiting while it is full. What goes to a shard that has ended is
+    /// dropped: its connections are gone.
+    fn post(&self, shard: ShardId, inputs: Vec<ShardInput>) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,410 @@
+//! The ingest engine: from MQ1 to the archive and MQ2, one turn at a time, one loop per partition.
+//!
+//! In come accepted events in queue order; out go committed messages with their sequence, pushes, unread counts. The loop
+//! in [`IngestEngine::turn`] shows every step in order. What always holds: an event is acknowledged only after the archive
+//! committed it and MQ2 confirmed its push; a redelivered event gets the sequence it had.
+
+pub mod members;
+mod turn;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use tidegate_proto::v1::Code;
+
+use crate::clock::Clock;
+use crate::event::{Accepted, PushEvent, ReceiptMoved, StoredMessage};
+use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Partition, RoomId, Seq, UserId};
+use crate::limits::INGEST_BATCH_MAX;
+use crate::meter;
+use crate::ports::{
+    Archive, Backend, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, PersistBatch, PortError, PortResult,
+    Presence, PushQueue, SequenceGrant, SequenceRequest, SequenceRun, UnreadCount,
+};
+use crate::recent::Recent;
+use crate::retry::until_done;
+use members::Members;
+use turn::{Known, Sorted, merge_receipts, rejected, sequenced};
+
+/// Conversations per generation whose last sequence this engine remembers.
+const FLOORS_MAX: usize = 64 * 1024;
+
+/// One partition's engine.
+pub struct IngestEngine<B, C> {
+    partition: Partition,
+    backend: Arc<B>,
+    clock: C,
+    members: Arc<Members>,
+    /// The last sequence of conversations this engine has written, as it knows them to be in the archive. Valid while it
+    /// is the partition's consumer.
+    floors: Recent<ConversationId, Seq>,
+    /// Committed since the last request for sequences.
+    settled: Vec<MessageId>,
+}
+
+impl<B: Backend, C: Clock> IngestEngine<B, C> {
+    /// An engine for one partition.
+    #[must_use]
+    pub fn new(partition: Partition, backend: Arc<B>, clock: C, members: Arc<Members>) -> Self {
+        Self { partition, backend, clock, members, floors: Recent::new(FLOORS_MAX), settled: Vec::new() }
+    }
+
+    /// Runs until the queue is closed. A consumer that ends is replaced, and what it held is delivered again.
+    pub async fn run(mut self) {
+        const PAUSE: Duration = Duration::from_millis(200);
+        loop {
+            match self.consume().await {
+                PortError::Closed => return,
+                error => tracing::warn!(partition = self.partition.0, %error, "ingest consumer ended, making another"),
+            }
+            // Another instance may own the partition meanwhile: what was known about it is no longer known.
+            self.floors.clear();
+            self.settled.clear();
+            self.clock.sleep(PAUSE).await;
+        }
+    }
+
+    async fn consume(&mut self) -> PortError {
+        let mut consumer = match self.backend.ingest().consume(self.partition).await {
+            Ok(consumer) => consumer,
+            Err(error) => return error,
+        };
+        loop {
+            let batch = match consumer.next_batch(INGEST_BATCH_MAX).await {
+                Ok(batch) => batch,
+                Err(error) => return error,
+            };
+            if let Err(error) = self.turn(batch, &mut consumer).await {
+                return error;
+            }
+        }
+    }
+
+    /// Handles one batch. A crash
+    /// - before `persist`: the events come again; sequences given are found in the hot store, or above the archive's floor;
+    /// - between `persist` and `ack`: they come again, are found in the archive and pushed again under their sequence.
+    async fn turn(&mut self, batch: IngestBatch, consumer: &mut impl IngestConsumer) -> PortResult<()> {
+        let sorted = Sorted::from(batch.events);
+        let receipts = self.bounded_receipts(sorted.receipts).await?;
+        let (known, fresh) = self.dedupe(sorted.messages).await?;
+        let fresh = self.sequence(fresh).await?;
+        let persist = PersistBatch { messages: fresh, receipts };
+        self.persist(&persist).await?;
+
+        let audience = self.audience(&persist.messages, &known).await?;
+        let epoch = self.backend.archive().epoch();
+        let mut outgoing = Outgoing::new(epoch, &audience);
+        known.iter().for_each(|known| outgoing.add_known(known));
+        sorted.conflicts.iter().for_each(|accepted| outgoing.add_conflict(accepted));
+        persist.messages.iter().for_each(|message| outgoing.add_message(message));
+        persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
+        let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
+        let (published, filed) =
+            futures_util::future::join(self.publish(pushes), self.file(filings, &persist.receipts)).await;
+        filed?;
+        self.file_unreachable(&outgoing, &published?).await?;
+        consumer.ack(batch.up_to).await?;
+        metrics::counter!(meter::INGEST_TURNS).increment(1);
+        Ok(())
+    }
+
+    /// Splits messages into those the archive has and those it has not.
+    async fn dedupe(&mut self, messages: Vec<Accepted>) -> PortResult<(Vec<Known>, Vec<Accepted>)> {
+        if messages.is_empty() {
+            return Ok((Vec::new(), messages));
+        }
+        let ids: Vec<MessageId> = messages.iter().map(|message| message.message_id).collect();
+        let archive = self.backend.archive();
+        let stored = until_done(&self.clock, "find", || archive.find(&ids)).await?;
+        if stored.is_empty() {
+            return Ok((Vec::new(), messages));
+        }
+        let mut stored: FxHashMap<MessageId, StoredMessage> =
+            stored.into_iter().map(|message| (message.message_id, message)).collect();
+        let mut known = Vec::new();
+        let mut fresh = Vec::new();
+        for message in messages {
+            match stored.remove(&message.message_id) {
+                Some(stored) => known.push(Known { repeated: message, stored }),
+                None => fresh.push(message),
+            }
+        }
+        self.settled.extend(known.iter().map(|known| known.stored.message_id));
+        Ok((known, fresh))
+    }
+
+    /// Gives every message its place. The order within a conversation is the queue's.
+    async fn sequence(&mut self, messages: Vec<Accepted>) -> PortResult<Vec<StoredMessage>> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut run_of: FxHashMap<ConversationId, usize> = FxHashMap::default();
+        let mut runs: Vec<SequenceRun> = Vec::new();
+        for message in &messages {
+            let conversation = message.conversation;
+            let run = *run_of.entry(conversation).or_insert_with(|| {
+                let floor = self.floors.get(&conversation).copied();
+                runs.push(SequenceRun { conversation, floor, messages: Vec::new() });
+                runs.len() - 1
+            });
+            runs[run].messages.push(message.message_id);
+        }
+        let mut given: Vec<Vec<Seq>> = vec![Vec::new(); runs.len()];
+        let mut open: Vec<usize> = (0..runs.len()).collect();
+        while !open.is_empty() {
+            let settled = std::mem::take(&mut self.settled);
+            let request = SequenceRequest { runs: open.iter().map(|run| runs[*run].clone()).collect(), settled };
+            let hot = self.backend.hot();
+            let grants = until_done(&self.clock, "sequence", || hot.sequence(self.partition, request.clone())).await?;
+            let mut without_floor = Vec::new();
+            for (run, grant) in open.into_iter().zip(grants) {
+                match grant {
+                    SequenceGrant::Given(seqs) => given[run] = seqs,
+                    SequenceGrant::FloorNeeded => without_floor.push(run),
+                }
+            }
+            // The hot store does not know them: new conversations, or it lost everything. The archive knows.
+            if !without_floor.is_empty() {
+                let conversations: Vec<_> = without_floor.iter().map(|run| runs[*run].conversation).collect();
+                let archive = self.backend.archive();
+                let floors = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
+                for (run, floor) in without_floor.iter().zip(floors) {
+                    runs[*run].floor = Some(floor);
+                }
+            }
+            open = without_floor;
+        }
+        let mut given: Vec<_> = given.into_iter().map(Vec::into_iter).collect();
+        let place = |message: Accepted| {
+            let run = run_of[&message.conversation];
+            let seq = given[run].next().expect("the port gives one sequence per message of a run");
+            StoredMessage {
+                conversation: message.conversation,
+                seq,
+                message_id: message.message_id,
+                sender: message.sender,
+                sent_at: message.accepted_at,
+                content_type: message.content_type,
+                body: message.body,
+            }
+        };
+        Ok(messages.into_iter().map(place).collect())
+    }
+
+    async fn persist(&mut self, batch: &PersistBatch) -> PortResult<()> {
+        if batch.messages.is_empty() && batch.receipts.is_empty() {
+            return Ok(());
+        }
+        let archive = self.backend.archive();
+        until_done(&self.clock, "persist", || archive.persist(batch)).await?;
+        for message in &batch.messages {
+            self.floors.insert(message.conversation, message.seq);
+            self.settled.push(message.message_id);
+        }
+        metrics::counter!(meter::INGEST_PERSISTED).increment(batch.messages.len() as u64);
+        Ok(())
+    }
+
+    /// A receipt cannot read what is not there yet.
+    async fn bounded_receipts(&self, receipts: Vec<ReceiptMoved>) -> PortResult<Vec<ReceiptMoved>> {
+        let mut receipts = merge_receipts(receipts);
+        if receipts.is_empty() {
+            return Ok(receipts);
+        }
+        let conversations: Vec<_> = receipts.iter().map(|receipt| receipt.conversation).collect();
+        let archive = self.backend.archive();
+        let last = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
+        for (receipt, last) in receipts.iter_mut().zip(last) {
+            receipt.delivered = receipt.delivered.min(last);
+            receipt.read = receipt.read.min(last);
+        }
+        receipts.retain(|receipt| receipt.delivered > Seq(0));
+        Ok(receipts)
+    }
+
+    /// Who gets the messages of this turn, and where they are.
+    async fn audience(&self, messages: &[StoredMessage], known: &[Known]) -> PortResult<Audience> {
+        let mut users: FxHashSet<UserId> = FxHashSet::default();
+        let mut rooms: FxHashSet<RoomId> = FxHashSet::default();
+        for message in messages.iter().chain(known.iter().map(|known| &known.stored)) {
+            match message.conversation {
+                ConversationId::Private { low, high } => users.extend([low, high]),
+                ConversationId::Room(room) => drop(rooms.insert(room)),
+                ConversationId::Lobby(_) => {}
+            }
+        }
+        let rooms: Vec<RoomId> = rooms.into_iter().collect();
+        let archive = self.backend.archive();
+        let rooms = until_done(&self.clock, "members", || self.members.of(&rooms, archive)).await?;
+        users.extend(rooms.values().flat_map(|members| members.iter().copied()));
+        let users: Vec<UserId> = users.into_iter().collect();
+        let hot = self.backend.hot();
+        let presence = if users.is_empty() {
+            Vec::new()
+        } else {
+            until_done(&self.clock, "presence", || hot.presence(&users)).await?
+        };
+        Ok(Audience { rooms, presence: users.into_iter().zip(presence).collect() })
+    }
+
+    async fn publish(&self, batches: Vec<(crate::ports::PushTarget, Vec<PushEvent>)>) -> PortResult<Vec<GatewayId>> {
+        if batches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let push = self.backend.push();
+        until_done(&self.clock, "publish", || push.publish(batches.clone())).await
+    }
+
+    async fn file(&self, filings: Vec<Filing>, receipts: &[ReceiptMoved]) -> PortResult<()> {
+        let hot = self.backend.hot();
+        if !filings.is_empty() {
+            until_done(&self.clock, "file", || hot.file(&filings)).await?;
+        }
+        let read: Vec<(UserId, ConversationId)> = receipts
+            .iter()
+            .filter(|receipt| receipt.read > Seq(0))
+            .map(|receipt| (receipt.user, receipt.conversation))
+            .collect();
+        if read.is_empty() {
+            return Ok(());
+        }
+        let archive = self.backend.archive();
+        let standings = until_done(&self.clock, "standings_of", || archive.standings_of(&read)).await?;
+        let count = |((user, conversation), standing): ((UserId, ConversationId), crate::ports::Standing)| {
+            (user, UnreadCount { conversation, unread: standing.unread, counted_to: standing.last })
+        };
+        let counts: Vec<_> = read.into_iter().zip(standings).map(count).collect();
+        until_done(&self.clock, "set_unread", || hot.set_unread(&counts)).await
+    }
+
+    /// Recipients whose only gateways are gone without having said so are away after all.
+    async fn file_unreachable(&self, outgoing: &Outgoing<'_>, gone: &[GatewayId]) -> PortResult<()> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.file(outgoing.filings_without(gone), &[]).await
+    }
+}
+
+/// Who gets this turn's messages, and where they are.
+struct Audience {
+    rooms: FxHashMap<RoomId, Arc<[UserId]>>,
+    presence: FxHashMap<UserId, Presence>,
+}
+
+/// What a turn tells the gateways and files for recipients, built in one pass over its messages.
+struct Outgoing<'a> {
+    epoch: Epoch,
+    audience: &'a Audience,
+    to_all: Vec<PushEvent>,
+    to_gateways: FxHashMap<GatewayId, Vec<PushEvent>>,
+    filings: FxHashMap<(UserId, ConversationId), (Vec<Seq>, Vec<bytes::Bytes>)>,
+}
+
+impl<'a> Outgoing<'a> {
+    fn new(epoch: Epoch, audience: &'a Audience) -> Self {
+        let (to_all, to_gateways, filings) = Default::default();
+        Self { epoch, audience, to_all, to_gateways, filings }
+    }
+
+    /// A repetition: the same content is pushed again under its sequence (the first push may not have happened), other
+    /// content is rejected.
+    fn add_known(&mut self, known: &Known) {
+        if known.is_same() {
+            metrics::counter!(meter::INGEST_REPEATED, "kind" => "same").increment(1);
+            self.add_message(&known.stored);
+        } else {
+            self.add_conflict(&known.repeated);
+        }
+    }
+
+    fn add_conflict(&mut self, accepted: &Accepted) {
+        metrics::counter!(meter::INGEST_REPEATED, "kind" => "conflict").increment(1);
+        let text = "the client_msg_id was used before with another conversation or body";
+        let event = rejected(accepted, Code::Conflict, text);
+        self.to_gateways.entry(accepted.gateway.clone()).or_default().push(event);
+    }
+
+    fn add_message(&mut self, message: &StoredMessage) {
+        let (event, payload) = sequenced(message, self.epoch);
+        match message.conversation {
+            ConversationId::Private { low, high } => {
+                self.push_to_gateways_of([low, high], &event);
+                let recipient = if message.sender == low { high } else { low };
+                self.file_for(recipient, message, payload);
+            }
+            ConversationId::Room(room) => {
+                let members = self.audience.rooms.get(&room).cloned();
+                for member in members.iter().flat_map(|members| members.iter().copied()) {
+                    if member != message.sender {
+                        self.file_for(member, message, payload.clone());
+                    }
+                }
+                self.to_all.push(event);
+            }
+            ConversationId::Lobby(_) => self.to_all.push(event),
+        }
+    }
+
+    fn add_receipt(&mut self, receipt: &ReceiptMoved) {
+        // To all: receipts are rare beside messages, and presence was looked up for messages only.
+        self.to_all.push(PushEvent::ReceiptMoved(*receipt));
+    }
+
+    fn push_to_gateways_of(&mut self, users: [UserId; 2], event: &PushEvent) {
+        let gateways = users.iter().filter_map(|user| self.audience.presence.get(user)).flat_map(|p| &p.gateways);
+        let mut told: smallvec::SmallVec<[&GatewayId; 4]> = smallvec::SmallVec::new();
+        for gateway in gateways {
+            if !told.contains(&gateway) {
+                told.push(gateway);
+                match self.to_gateways.get_mut(gateway) {
+                    Some(events) => events.push(event.clone()),
+                    None => drop(self.to_gateways.insert(gateway.clone(), vec![event.clone()])),
+                }
+            }
+        }
+    }
+
+    fn file_for(&mut self, user: UserId, message: &StoredMessage, payload: bytes::Bytes) {
+        let (seqs, payloads) = self.filings.entry((user, message.conversation)).or_default();
+        seqs.push(message.seq);
+        payloads.push(payload);
+    }
+
+    fn pushes(&mut self) -> Vec<(crate::ports::PushTarget, Vec<PushEvent>)> {
+        use crate::ports::PushTarget;
+        let to_gateways = self.to_gateways.drain().map(|(gateway, events)| (PushTarget::Gateway(gateway), events));
+        let mut pushes: Vec<_> = to_gateways.collect();
+        if !self.to_all.is_empty() {
+            pushes.push((PushTarget::All, std::mem::take(&mut self.to_all)));
+        }
+        pushes
+    }
+
+    /// Counts for everybody, inboxes for those who are away.
+    fn filings(&self) -> Vec<Filing> {
+        self.filings_where(|presence| presence.gateways.is_empty(), true)
+    }
+
+    /// Inboxes for those who turned out to be away.
+    fn filings_without(&self, gone: &[GatewayId]) -> Vec<Filing> {
+        let is_away = |presence: &Presence| {
+            !presence.gateways.is_empty() && presence.gateways.iter().all(|gateway| gone.contains(gateway))
+        };
+        self.filings_where(is_away, false)
+    }
+
+    fn filings_where(&self, is_away: impl Fn(&Presence) -> bool, with_present: bool) -> Vec<Filing> {
+        let nowhere = Presence::default();
+        let mut filings = Vec::with_capacity(self.filings.len());
+        for ((user, conversation), (seqs, payloads)) in &self.filings {
+            let away = is_away(self.audience.presence.get(user).unwrap_or(&nowhere));
+            if away || with_present {
+                let inbox = if away { payloads.clone() } else { Vec::new() };
+                filings.push(Filing { user: *user, conversation: *conversation, seqs: seqs.clone(), inbox });
+            }
+        }
+        filings
+    }
+}

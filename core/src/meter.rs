@@ -1,0 +1,20 @@
+//! The engines' metric names, in one place: `tidegate_<part>_<noun>_<unit>[_total]`. Updated per batch, never per message.
+
+/// Events handed to MQ1 and confirmed.
+pub const ACCEPT_CONFIRMED: &str = "tidegate_accept_confirmed_events_total";
+/// Events that were refused, or whose confirm did not come, by `reason`.
+pub const ACCEPT_REFUSED: &str = "tidegate_accept_refused_events_total";
+/// Messages the ingest engine committed to the archive.
+pub const INGEST_PERSISTED: &str = "tidegate_ingest_persisted_messages_total";
+/// Repetitions the ingest engine recognised, by `kind`: `same` or `conflict`.
+pub const INGEST_REPEATED: &str = "tidegate_ingest_repeated_messages_total";
+/// Turns of the ingest engine.
+pub const INGEST_TURNS: &str = "tidegate_ingest_turns_total";
+/// Port calls an engine had to repeat, by `step`.
+pub const ENGINE_RETRIES: &str = "tidegate_engine_retries_total";
+/// Events the push engine took.
+pub const PUSH_EVENTS: &str = "tidegate_push_events_total";
+/// Logins, by `outcome`.
+pub const LOGINS: &str = "tidegate_login_attempts_total";
+/// Changes of membership that are in the archive but that no gateway was told of within the bound.
+pub const ROOM_UNANNOUNCED: &str = "tidegate_room_unannounced_changes_total";

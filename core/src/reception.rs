@@ -1,0 +1,265 @@
+//! The reception: answers the commands that need a backend's look-up, Login and History.
+//!
+//! In come requests of the shards, out go answers to their mailboxes. A login registers the connection for pushes and its
+//! presence *before* it reads positions, so that no message falls between; the shard holds pushes back until the reply is
+//! out. At most [`LOOKUPS_MAX`] requests are under way, the rest wait in the bounded queue.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use prost::Message as _;
+use tidegate_proto::v1::{self, CloseCode, Code};
+use tidegate_proto::{HEAD_BYTES, Kind, frame};
+use tokio::sync::oneshot;
+
+use crate::clock::Clock;
+use crate::delivery::{Ask, Identity, Mailboxes, Request, ShardInput, Ticket};
+use crate::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
+use crate::limits;
+use crate::meter;
+use crate::ports::{
+    Archive, Backend, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
+};
+use crate::queue::{Closed, Queue};
+
+/// Requests under way at once; each may hold a database connection.
+const LOOKUPS_MAX: usize = 64;
+
+/// What every login reply says alike.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// This gateway.
+    pub gateway: GatewayId,
+    /// How clients keep their connection alive.
+    pub heartbeat: v1::Heartbeat,
+    /// Largest frame.
+    pub frame_bytes_max: usize,
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// Commands without a reply.
+    pub in_flight_max: u16,
+}
+
+/// See the module.
+pub struct Reception<B, M, C, S> {
+    /// Where to look things up.
+    pub backend: Arc<B>,
+    /// Where answers go.
+    pub mailboxes: M,
+    /// For the time in replies.
+    pub clock: C,
+    /// Gives unique, unpredictable session ids.
+    pub new_session: S,
+    /// What every reply says alike.
+    pub greeting: Greeting,
+}
+
+/// Why a request is not answered as asked.
+struct Refusal {
+    code: Code,
+    close: Option<CloseCode>,
+}
+
+impl From<PortError> for Refusal {
+    fn from(error: PortError) -> Self {
+        tracing::warn!(%error, "a request failed");
+        let code = match error {
+            PortError::Unavailable { .. } => Code::Unavailable,
+            PortError::Closed => Code::Draining,
+            PortError::Refused { .. } => Code::Internal,
+        };
+        Self { code, close: None }
+    }
+}
+
+impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Reception<B, M, C, S> {
+    /// Runs until the queue is closed and everything taken from it has been answered.
+    pub async fn run(&self, queue: &Queue<Request>) {
+        let mut under_way = FuturesUnordered::new();
+        let mut taken = Vec::new();
+        let mut open = true;
+        while open || !under_way.is_empty() {
+            tokio::select! {
+                biased;
+                Some(()) = under_way.next(), if !under_way.is_empty() => {}
+                more = queue.take(LOOKUPS_MAX, &mut taken), if open && under_way.len() < LOOKUPS_MAX => {
+                    open = more != Err(Closed);
+                    under_way.extend(taken.drain(..).map(|request| self.answer(request)));
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request) {
+        let ticket = request.ticket;
+        let outcome = match request.ask {
+            Ask::Login { token, device, watch } => {
+                let outcome = self.login(ticket, &token, device, watch).await;
+                let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
+                metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
+                outcome
+            }
+            Ask::History { conversation, page, size } => {
+                let reply = self.history(ticket, conversation, page, size).await;
+                reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
+            }
+        };
+        let input = match outcome {
+            Ok(Some(input)) => input,
+            Ok(None) => return,
+            Err(Refusal { code, close }) => ShardInput::Refused { ticket, code, close },
+        };
+        self.mailboxes.post(ticket.connection.shard, vec![input]).await;
+    }
+
+    async fn login(
+        &self,
+        ticket: Ticket,
+        token: &str,
+        device: String,
+        watch: Vec<LobbyName>,
+    ) -> Result<Option<ShardInput>, Refusal> {
+        let (hot, archive) = (self.backend.hot(), self.backend.archive());
+        let rejected = |code| Refusal { code, close: Some(CloseCode::TokenRejected) };
+        let user = match hot.token_states(&[token]).await?.first() {
+            Some(TokenState::Valid(user)) => *user,
+            Some(TokenState::Expired) => return Err(rejected(Code::TokenExpired)),
+            Some(TokenState::Unknown) | None => return Err(rejected(Code::TokenInvalid)),
+        };
+        // A token may outlive its user, or come from a system that knows other users.
+        let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
+        let rooms = sorted(archive.rooms_of(user.id).await?);
+        let identity = Identity { user: user.id, session: (self.new_session)(), device, rooms, watch };
+
+        let (bound, is_bound) = oneshot::channel();
+        let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };
+        self.mailboxes.post(ticket.connection.shard, vec![bind]).await;
+        if !matches!(is_bound.await, Ok(true)) {
+            return Ok(None);
+        }
+        let here = PresenceChange::Here { user: user.id, device: identity.device.clone(), session: identity.session };
+        hot.change_presence(&[here]).await?;
+        let reply = self.login_reply(ticket, &user, identity.session).await?;
+        Ok(Some(ShardInput::Welcome { ticket, reply, identity }))
+    }
+
+    async fn login_reply(&self, ticket: Ticket, user: &User, session: SessionId) -> Result<Bytes, Refusal> {
+        let archive = self.backend.archive();
+        // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
+        let summary = self.backend.hot().take_summary(user.id).await?;
+        let standings = archive.standings(user.id, limits::POSITIONS_MAX).await?;
+        if summary.unread.is_none() {
+            self.seed_unread(user.id, &standings).await?;
+        }
+        let position = |standing: &Standing| v1::Position {
+            conversation_id: standing.conversation.to_string(),
+            epoch: archive.epoch().0,
+            last_seq: standing.last.0,
+            read_seq: standing.read.0,
+            unread: standing.unread,
+        };
+        let greeting = &self.greeting;
+        let mut reply = v1::LoginReply {
+            user_id: user.id.0,
+            user_name: user.name.clone(),
+            session_id: session.0,
+            gateway_id: greeting.gateway.to_string(),
+            server_time_ms: self.clock.now().0,
+            heartbeat: Some(greeting.heartbeat),
+            max_frame_bytes: u32::try_from(greeting.frame_bytes_max).unwrap_or(u32::MAX),
+            max_body_bytes: u32::try_from(greeting.body_bytes_max).unwrap_or(u32::MAX),
+            max_in_flight: greeting.in_flight_max.into(),
+            positions: standings.iter().map(position).collect(),
+            recent: Vec::new(),
+        };
+        let room = greeting.frame_bytes_max.saturating_sub(HEAD_BYTES + reply.encoded_len());
+        reply.recent = newest_that_fit(&summary.inbox, room);
+        let mut out = BytesMut::new();
+        frame::put_message(&mut out, Kind::LoginReply, ticket.correlation, &reply);
+        Ok(out.freeze())
+    }
+
+    async fn seed_unread(&self, user: UserId, standings: &[Standing]) -> Result<(), Refusal> {
+        let count = |standing: &Standing| UnreadCount {
+            conversation: standing.conversation,
+            unread: standing.unread,
+            counted_to: standing.last,
+        };
+        let counts: Vec<_> = standings.iter().map(count).collect();
+        Ok(self.backend.hot().seed_unread(user, &counts).await?)
+    }
+
+    async fn history(
+        &self,
+        ticket: Ticket,
+        conversation: ConversationId,
+        page: Page,
+        size: u32,
+    ) -> Result<Bytes, Refusal> {
+        let archive = self.backend.archive();
+        // One more than asked tells whether there is more.
+        let (stored, last) = futures_util::future::try_join(
+            archive.history(conversation, page, size + 1),
+            archive.last_seqs(std::slice::from_ref(&conversation)),
+        )
+        .await?;
+        let epoch = archive.epoch();
+        let mut messages: Vec<v1::Message> = stored.iter().map(|message| message.to_wire(epoch)).collect();
+        // The surplus message, and what would not fit a frame, fall off at the far end of the direction asked for.
+        const REST: usize = HEAD_BYTES + 128;
+        let keep = fitting(&messages, page, size as usize, self.greeting.frame_bytes_max.saturating_sub(REST));
+        let more = keep < messages.len();
+        match page {
+            Page::After(_) => messages.truncate(keep),
+            Page::Newest | Page::Before(_) => drop(messages.drain(..messages.len() - keep)),
+        }
+        let reply = v1::HistoryReply {
+            conversation_id: conversation.to_string(),
+            epoch: epoch.0,
+            last_seq: last.first().map_or(0, |last| last.0),
+            messages,
+            more,
+        };
+        let mut out = BytesMut::new();
+        frame::put_message(&mut out, Kind::HistoryReply, ticket.correlation, &reply);
+        Ok(out.freeze())
+    }
+}
+
+fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
+    items.sort_unstable();
+    items
+}
+
+/// How many of `messages`, from the near end of the direction asked for, make the page.
+fn fitting(messages: &[v1::Message], page: Page, size: usize, bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |message: &&v1::Message| {
+        bytes += framed_len(message.encoded_len());
+        bytes <= bytes_max
+    };
+    match page {
+        Page::After(_) => messages.iter().take(size).take_while(fits).count(),
+        Page::Newest | Page::Before(_) => messages.iter().rev().take(size).take_while(fits).count(),
+    }
+}
+
+/// The newest inbox entries that fit, oldest first. An entry that is no Message is left out: the inbox is a convenience.
+fn newest_that_fit(inbox: &[Bytes], room: usize) -> Vec<v1::Message> {
+    let mut bytes = 0;
+    let fits = |payload: &&Bytes| {
+        bytes += framed_len(payload.len());
+        bytes <= room
+    };
+    let newest = inbox.iter().rev().take(limits::RECENT_MESSAGES_MAX).take_while(fits);
+    let mut messages: Vec<_> = newest.filter_map(|payload| v1::Message::decode(payload.clone()).ok()).collect();
+    messages.reverse();
+    messages
+}
+
+/// Bytes of an embedded message with its field tag and length.
+fn framed_len(encoded: usize) -> usize {
+    const TAG_AND_LENGTH: usize = 4;
+    encoded + TAG_AND_LENGTH
+}

@@ -1,0 +1,402 @@
+//! The session: one device's logical presence, as a state machine without I/O.
+//!
+//! In go a connection's frames and the engines' answers, with the time; out come [`Actions`]: replies for this connection,
+//! events for the ingest leg, requests for the backends, changes of interest for the shard's index. The states and what
+//! each input gets in them are the table of `proto/PROTOCOL.md`, "States".
+//!
+//! Always: bytes of a client never panic it; every command gets exactly one reply; nothing is accepted before a login or
+//! for a conversation the user is not in.
+
+mod command;
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use tidegate_proto::v1::{self, CloseCode, Code};
+use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
+
+use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, Settled, Ticket};
+use crate::event::Membership;
+use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
+use crate::limits;
+
+/// What every session of a gateway shares.
+#[derive(Clone, Debug)]
+pub struct SessionContext {
+    /// This gateway.
+    pub gateway: GatewayId,
+    /// Lobbies there are.
+    pub lobbies: Vec<LobbyName>,
+    /// Largest body in bytes, at most [`limits::BODY_BYTES_MAX`].
+    pub body_bytes_max: usize,
+    /// Commands without a reply per connection.
+    pub in_flight_max: u16,
+}
+
+/// One connection's session.
+#[derive(Debug, Default)]
+pub struct Session {
+    state: State,
+    protocol_errors: u8,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// The eight bytes of the opening have not come yet.
+    #[default]
+    Opening,
+    /// Waits for a Login.
+    Anonymous,
+    /// A Login is with the backends. `bound`: the user is known and pushes are being held back for the reply.
+    LoggingIn { bound: Option<Box<Member>> },
+    /// Logged in.
+    Ready(Box<Member>),
+    /// Nothing more is read.
+    Closed,
+}
+
+/// What a logged-in session knows about itself. Boxed: a connection that has not logged in does not pay for it.
+#[derive(Debug)]
+struct Member {
+    user: UserId,
+    session: SessionId,
+    device: Box<str>,
+    in_flight: u16,
+    /// Ascending.
+    rooms: Vec<RoomId>,
+    watching: Vec<LobbyName>,
+}
+
+/// A change of what a connection is told about; the shard's index follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// The connection begins to get the conversation's pushes.
+    Begins(ConversationId),
+    /// It no longer gets them.
+    Ends(ConversationId),
+}
+
+/// Whose presence ends with a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departed {
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: Box<str>,
+    /// The session that ended.
+    pub session: SessionId,
+}
+
+/// What an input led to. One value is reused for all connections of a shard and emptied after each.
+#[derive(Debug, Default)]
+pub struct Actions {
+    /// Frames for this connection, in order.
+    pub replies: BytesMut,
+    /// Events for the ingest leg.
+    pub accepted: VecDeque<Accepting>,
+    /// Questions to the backends.
+    pub requests: VecDeque<Request>,
+    /// Changes for the shard's index.
+    pub interests: Vec<Interest>,
+    /// Ends the connection after the replies went out; the Close frame is already among them.
+    pub close: Option<CloseCode>,
+}
+
+impl Actions {
+    /// Appends a reply.
+    pub fn reply(&mut self, kind: Kind, correlation: u16, message: &impl prost::Message) {
+        frame::put_message(&mut self.replies, kind, correlation, message);
+    }
+
+    /// Appends an Error reply.
+    pub fn refuse(&mut self, correlation: u16, code: Code, text: &str) {
+        let error = v1::Error { code: code.into(), text: text.to_owned(), retry_after_ms: retry_after_ms(code) };
+        self.reply(Kind::Error, correlation, &error);
+    }
+
+    /// Appends the Close frame and ends the connection. The first reason stands.
+    pub fn close(&mut self, code: CloseCode, text: &str) {
+        if self.close.is_none() {
+            let close = v1::Close { code: code.into(), text: text.to_owned() };
+            self.reply(Kind::Close, 0, &close);
+            self.close = Some(code);
+        }
+    }
+}
+
+/// How long a client should wait before it repeats a command refused with `code`; 0 where it should not, or at once.
+fn retry_after_ms(code: Code) -> u32 {
+    match code {
+        Code::Unavailable | Code::Draining => 1000,
+        Code::Overloaded | Code::SlowDown => 100,
+        Code::Uncertain => 200,
+        _ => 0,
+    }
+}
+
+impl Session {
+    /// Takes the first eight bytes of a connection.
+    pub fn handle_opening(&mut self, bytes: [u8; OPENING_BYTES], actions: &mut Actions) {
+        match Opening::parse(bytes) {
+            Ok(_) => self.state = State::Anonymous,
+            Err(error) => self.end(error.close_code(), &error.to_string(), actions),
+        }
+    }
+
+    /// Whether the opening is still to come.
+    #[must_use]
+    pub fn expects_opening(&self) -> bool {
+        matches!(self.state, State::Opening)
+    }
+
+    /// Whether the login is complete.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    /// Whether pushes have to wait for the reply to Login.
+    #[must_use]
+    pub fn holds_pushes(&self) -> bool {
+        matches!(self.state, State::LoggingIn { .. })
+    }
+
+    /// The byte stream can no longer be cut into frames.
+    pub fn handle_frame_error(&mut self, error: FrameError, actions: &mut Actions) {
+        self.end(error.close_code(), &error.to_string(), actions);
+    }
+
+    /// Takes one frame. `key` goes into the tickets of what it starts.
+    pub fn handle_frame(
+        &mut self,
+        now: Millis,
+        key: ConnectionKey,
+        frame: Frame,
+        context: &SessionContext,
+        actions: &mut Actions,
+    ) {
+        let ticket = Ticket { connection: key, correlation: frame.head.correlation };
+        let kind = Kind::try_from(i32::from(frame.head.kind)).unwrap_or(Kind::Unspecified);
+        let outcome = match (kind, &mut self.state) {
+            (_, State::Opening | State::Closed) => return,
+            (Kind::Ping, _) => {
+                actions.reply(Kind::Pong, ticket.correlation, &v1::Pong { server_time_ms: now.0 });
+                return;
+            }
+            (Kind::Login, State::Anonymous) => command::login(&frame.payload, context).map(|ask| {
+                actions.requests.push_back(Request { ticket, ask });
+                self.state = State::LoggingIn { bound: None };
+            }),
+            (Kind::Login, _) => Err(Refusal::new(Code::AlreadyLoggedIn, "this connection is logged in")),
+            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch, State::Ready(member)) => {
+                member.handle_command(now, kind, ticket, frame.payload, context, actions)
+            }
+            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch, _) => {
+                Err(Refusal::new(Code::NotLoggedIn, "log in first and wait for the reply"))
+            }
+            _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),
+        };
+        if let Err(refusal) = outcome {
+            actions.refuse(ticket.correlation, refusal.code, refusal.text);
+            if refusal.is_protocol_error() {
+                self.protocol_errors += 1;
+                if self.protocol_errors >= limits::PROTOCOL_ERRORS_MAX {
+                    self.end(CloseCode::TooManyErrors, "too many invalid frames on one connection", actions);
+                }
+            }
+        }
+    }
+
+    /// The token's user is known; pushes may arrive from now on and are held back. `false` if no login is going on.
+    pub fn handle_bind(&mut self, identity: &Identity, interests: &mut Vec<Interest>) -> bool {
+        let State::LoggingIn { bound: bound @ None } = &mut self.state else {
+            return false;
+        };
+        interests.extend(identity.rooms.iter().map(|room| Interest::Begins(ConversationId::Room(*room))));
+        interests.extend(identity.watch.iter().map(|lobby| Interest::Begins(ConversationId::Lobby(*lobby))));
+        *bound = Some(Box::new(Member {
+            user: identity.user,
+            session: identity.session,
+            device: identity.device.as_str().into(),
+            in_flight: 0,
+            rooms: identity.rooms.clone(),
+            watching: identity.watch.clone(),
+        }));
+        true
+    }
+
+    /// The login is complete; its reply is already encoded.
+    pub fn handle_welcome(&mut self, reply: &[u8], actions: &mut Actions) {
+        if let State::LoggingIn { bound: bound @ Some(_) } = &mut self.state {
+            let member = bound.take().expect("matched Some");
+            self.state = State::Ready(member);
+            actions.replies.extend_from_slice(reply);
+        }
+    }
+
+    /// A request failed. A failed Login gives back what `handle_bind` registered and may be tried again.
+    pub fn handle_refused(
+        &mut self,
+        correlation: u16,
+        code: Code,
+        close: Option<CloseCode>,
+        actions: &mut Actions,
+    ) -> Option<Departed> {
+        let mut departed = None;
+        match &mut self.state {
+            State::LoggingIn { bound } => {
+                departed = bound.take().map(|member| member.depart(&mut actions.interests));
+                self.state = State::Anonymous;
+            }
+            State::Ready(member) => member.in_flight = member.in_flight.saturating_sub(1),
+            _ => return None,
+        }
+        actions.refuse(correlation, code, refusal_text(code));
+        if let Some(close) = close {
+            self.end(close, "the token was not accepted", actions);
+        }
+        departed
+    }
+
+    /// A request was answered.
+    pub fn handle_answer(&mut self, reply: &[u8], actions: &mut Actions) {
+        if let State::Ready(member) = &mut self.state {
+            member.in_flight = member.in_flight.saturating_sub(1);
+            actions.replies.extend_from_slice(reply);
+        }
+    }
+
+    /// An event this session started was confirmed, or was not.
+    pub fn handle_settled(&mut self, settled: &Settled, actions: &mut Actions) {
+        let State::Ready(member) = &mut self.state else {
+            return;
+        };
+        member.in_flight = member.in_flight.saturating_sub(1);
+        let correlation = settled.ticket.correlation;
+        match settled.outcome {
+            Ok(Confirmed::Message { message_id, accepted_at }) => {
+                let message_id = Bytes::copy_from_slice(&message_id.0);
+                let ack = v1::SendAck { message_id, accepted_at_ms: accepted_at.0 };
+                actions.reply(Kind::SendAck, correlation, &ack);
+            }
+            Ok(Confirmed::Receipt) => actions.reply(Kind::ReceiptAck, correlation, &v1::ReceiptAck {}),
+            Err(code) => actions.refuse(correlation, code, refusal_text(code)),
+        }
+    }
+
+    /// A room's membership changed, and this user is the one who came or went.
+    pub fn handle_membership(&mut self, room: RoomId, change: Membership, interests: &mut Vec<Interest>) {
+        let (State::Ready(member) | State::LoggingIn { bound: Some(member) }) = &mut self.state else {
+            return;
+        };
+        match (change, member.rooms.binary_search(&room)) {
+            (Membership::Joined, Err(at)) => {
+                member.rooms.insert(at, room);
+                interests.push(Interest::Begins(ConversationId::Room(room)));
+            }
+            (Membership::Left, Ok(at)) => {
+                member.rooms.remove(at);
+                interests.push(Interest::Ends(ConversationId::Room(room)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the session for a reason of the gateway's: idle, drain, slow consumer.
+    pub fn handle_end(&mut self, code: CloseCode, text: &str, actions: &mut Actions) {
+        self.end(code, text, actions);
+    }
+
+    /// The connection is gone: gives back what the shard has registered for it, and whose presence ends.
+    pub fn handle_gone(&mut self, interests: &mut Vec<Interest>) -> Option<Departed> {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member.depart(interests)),
+            _ => None,
+        }
+    }
+
+    /// Commands that have no reply yet.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.member().map_or(0, |member| member.in_flight)
+    }
+
+    /// The user, once known.
+    #[must_use]
+    pub fn user(&self) -> Option<UserId> {
+        self.member().map(|member| member.user)
+    }
+
+    /// The session's id, once known.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        self.member().map(|member| member.session)
+    }
+
+    fn member(&self) -> Option<&Member> {
+        match &self.state {
+            State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member),
+            _ => None,
+        }
+    }
+
+    /// The state stays as it is, for `handle_gone`; the connection reads no more once `actions.close` is set.
+    fn end(&mut self, code: CloseCode, text: &str, actions: &mut Actions) {
+        actions.close(code, text);
+        if self.member().is_none() {
+            self.state = State::Closed;
+        }
+    }
+}
+
+impl Member {
+    fn depart(self: Box<Self>, interests: &mut Vec<Interest>) -> Departed {
+        interests.extend(self.rooms.iter().map(|room| Interest::Ends(ConversationId::Room(*room))));
+        interests.extend(self.watching.iter().map(|lobby| Interest::Ends(ConversationId::Lobby(*lobby))));
+        Departed { user: self.user, device: self.device, session: self.session }
+    }
+
+    fn may_use(&self, conversation: ConversationId, context: &SessionContext) -> bool {
+        match conversation {
+            ConversationId::Private { low, high } => self.user == low || self.user == high,
+            ConversationId::Room(room) => self.rooms.binary_search(&room).is_ok(),
+            ConversationId::Lobby(lobby) => context.lobbies.contains(&lobby),
+        }
+    }
+}
+
+/// Why a command is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Refusal {
+    code: Code,
+    text: &'static str,
+}
+
+impl Refusal {
+    const fn new(code: Code, text: &'static str) -> Self {
+        Self { code, text }
+    }
+
+    /// A client that sends these is broken, not unlucky.
+    fn is_protocol_error(self) -> bool {
+        matches!(self.code, Code::BadPayload | Code::UnknownKind)
+    }
+}
+
+/// What an engine's code says to people.
+fn refusal_text(code: Code) -> &'static str {
+    match code {
+        Code::Unavailable => "a service is not available, try again",
+        Code::Overloaded => "too much at once, try again",
+        Code::Uncertain => "it may or may not have happened, repeat it with the same client_msg_id",
+        Code::Draining => "this gateway is going away, reconnect",
+        Code::UnknownUser => "there is no such user",
+        Code::TokenInvalid => "the token is not known",
+        Code::TokenExpired => "the token's time is over",
+        Code::NotMember => "the conversation is none of yours",
+        _ => "the server failed",
+    }
+}
+
+#[cfg(test)]
+mod tests;

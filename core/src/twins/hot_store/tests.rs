@@ -1,0 +1,94 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::contract::hot_store::HotStoreFixture;
+use crate::ids::{MessageId, RoomId, SessionId};
+use crate::limits::{PRESENCE_TTL, UNREAD_SEEDING_TTL};
+use crate::ports::SequenceRun;
+
+/// Time passes when somebody sleeps.
+#[derive(Clone)]
+struct ManualClock(Arc<AtomicU64>);
+
+impl Clock for ManualClock {
+    fn now(&self) -> Millis {
+        Millis(self.0.load(Ordering::SeqCst))
+    }
+
+    async fn sleep(&self, delay: Duration) {
+        self.0.fetch_add(u64::try_from(delay.as_millis()).expect("tests are short"), Ordering::SeqCst);
+    }
+}
+
+struct Fixture(EmbeddedHotStore<ManualClock>);
+
+impl Fixture {
+    fn new() -> Self {
+        let clock = ManualClock(Arc::new(AtomicU64::new(1_000_000)));
+        Self(EmbeddedHotStore::new("gw".parse().expect("a legal gateway id"), clock))
+    }
+}
+
+impl HotStoreFixture for Fixture {
+    type Hot = EmbeddedHotStore<ManualClock>;
+    type Time = ManualClock;
+
+    async fn store(&self, gateway: &str) -> Self::Hot {
+        self.0.for_gateway(gateway.parse().expect("a legal gateway id"))
+    }
+
+    fn clock(&self) -> ManualClock {
+        self.0.clock.clone()
+    }
+
+    async fn lose_everything(&self) {
+        self.0.lose_everything();
+    }
+}
+
+mod contract {
+    use super::Fixture;
+
+    crate::hot_store_contract!(async { Some(Fixture::new()) });
+}
+
+#[tokio::test]
+async fn presence_ends_unless_renewed() {
+    let store = Fixture::new().0;
+    let [renewed, forgotten] = [UserId(1), UserId(2)];
+    let here = |user| PresenceChange::Here { user, device: "phone".to_owned(), session: SessionId(1) };
+    store.change_presence(&[here(renewed), here(forgotten)]).await.expect("embedded");
+    for _ in 0..3 {
+        store.clock.sleep(PRESENCE_TTL / 2).await;
+        store.change_presence(&[PresenceChange::Renewed { user: renewed }]).await.expect("embedded");
+    }
+    let presence = store.presence(&[renewed, forgotten]).await.expect("embedded");
+    assert_eq!(presence.iter().map(|p| p.gateways.len()).collect::<Vec<_>>(), [1, 0]);
+}
+
+#[tokio::test]
+async fn a_seed_that_comes_too_late_has_no_effect() {
+    let store = Fixture::new().0;
+    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, None);
+    store.clock.sleep(UNREAD_SEEDING_TTL).await;
+    store.seed_unread(UserId(1), &[]).await.expect("embedded");
+    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, None);
+    store.seed_unread(UserId(1), &[]).await.expect("embedded");
+    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, Some(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_forgotten_counter_stays_above_what_is_pending() {
+    let store = Fixture::new().0;
+    let conversation = ConversationId::Room(RoomId(1));
+    let ask = |floor, id: u8| {
+        let run = SequenceRun { conversation, floor, messages: vec![MessageId([id; 16])] };
+        store.sequence(Partition(0), SequenceRequest { runs: vec![run], settled: Vec::new() })
+    };
+    for id in 1..=3 {
+        ask(Some(Seq(0)), id).await.expect("embedded");
+    }
+    store.state().sequences.forget_counters();
+    assert_eq!(ask(None, 2).await, Ok(vec![SequenceGrant::Given(vec![Seq(2)])]));
+    assert_eq!(ask(Some(Seq(1)), 9).await, Ok(vec![SequenceGrant::Given(vec![Seq(4)])]));
+}

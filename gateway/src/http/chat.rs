@@ -1,0 +1,120 @@
+//! `/api/v1/chat/history` and `/api/v1/conversations/private`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use tidegate_core::event::StoredMessage;
+use tidegate_core::ids::{ConversationId, Seq};
+use tidegate_core::ports::{Backend, Page};
+use tidegate_core::services::ServiceError;
+use tidegate_proto::v1::ContentType;
+
+use super::Api;
+use super::extract::{Caller, JsonBody, QueryPart, query_invalid, user_id};
+use super::problem::Problem;
+
+#[derive(Deserialize)]
+pub(super) struct HistoryQuery {
+    conversation_id: String,
+    last_message_seq: Option<u64>,
+    after_seq: Option<u64>,
+    page_size: Option<u32>,
+}
+
+#[derive(Serialize)]
+pub(super) struct HistoryAnswer {
+    conversation_id: String,
+    epoch: u32,
+    last_seq: u64,
+    messages: Vec<MessageView>,
+    more: bool,
+}
+
+#[derive(Serialize)]
+struct MessageView {
+    seq: u64,
+    message_id: String,
+    sender_id: u64,
+    sent_at_ms: u64,
+    #[serde(flatten)]
+    body: BodyView,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "content_type", rename_all = "lowercase")]
+enum BodyView {
+    Text { text: String },
+    Binary { body_base64: String },
+}
+
+impl From<StoredMessage> for MessageView {
+    fn from(message: StoredMessage) -> Self {
+        let text = match message.content_type {
+            ContentType::Text => std::str::from_utf8(&message.body).ok(),
+            ContentType::Binary => None,
+        };
+        let body = match text {
+            Some(text) => BodyView::Text { text: text.to_owned() },
+            None => BodyView::Binary { body_base64: STANDARD.encode(&message.body) },
+        };
+        Self {
+            seq: message.seq.0,
+            message_id: message.message_id.to_string(),
+            sender_id: message.sender.0,
+            sent_at_ms: message.sent_at.0,
+            body,
+        }
+    }
+}
+
+/// `GET /api/v1/chat/history`: backwards from `last_message_seq` (from the newest without it), or forwards from `after_seq`.
+pub(super) async fn history<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    Caller(user): Caller,
+    QueryPart(query): QueryPart<HistoryQuery>,
+) -> Result<Json<HistoryAnswer>, Problem> {
+    // Archives count in signed 64 bits.
+    let seq = |seq: u64| Seq(seq.min(i64::MAX as u64));
+    let page = match (query.last_message_seq, query.after_seq) {
+        (Some(_), Some(_)) => return Err(query_invalid("either last_message_seq= or after_seq=, not both")),
+        (None | Some(0), None) => Page::Newest,
+        (Some(before), None) => Page::Before(seq(before)),
+        (None, Some(after)) => Page::After(seq(after)),
+    };
+    let conversation: ConversationId =
+        query.conversation_id.parse().map_err(|_| query_invalid("conversation_id= is not a conversation's id"))?;
+    let found = api.chat.history(user, conversation, page, query.page_size.unwrap_or_default()).await?;
+    Ok(Json(HistoryAnswer {
+        conversation_id: query.conversation_id,
+        epoch: found.epoch.0,
+        last_seq: found.last.0,
+        messages: found.messages.into_iter().map(Into::into).collect(),
+        more: found.more,
+    }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Peer {
+    user_id: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct ConversationAnswer {
+    conversation_id: String,
+}
+
+/// `POST /api/v1/conversations/private`
+pub(super) async fn open_private<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    Caller(user): Caller,
+    JsonBody(body): JsonBody<Peer>,
+) -> Result<(StatusCode, Json<ConversationAnswer>), Problem> {
+    let peer = user_id(body.user_id).ok_or(ServiceError::UserUnknown)?;
+    let conversation = api.chat.open_private(user, peer).await?;
+    Ok((StatusCode::OK, Json(ConversationAnswer { conversation_id: conversation.to_string() })))
+}

@@ -1,0 +1,75 @@
+//! Every key of Redis, spelled once. Other services read most of them: a change here breaks those.
+//!
+//! Names from the domain come in, keys go out; braces in the documented forms are placeholders, not hash tags.
+//!
+//! What must hold: every key begins with the configured prefix (empty where others read along), and what is ours alone is
+//! marked so below.
+
+use std::fmt::{Display, Write as _};
+
+use fred::types::Key;
+use tidegate_core::ids::{ConversationId, Partition, UserId};
+
+use super::config::RedisConfig;
+
+/// Makes keys.
+pub(super) struct Keys {
+    prefix: String,
+    /// `satoken:login`, unless configured otherwise.
+    token_space: String,
+}
+
+impl Keys {
+    pub(super) fn new(config: &RedisConfig) -> Self {
+        let token_space = format!("{}:{}", config.token_name, config.login_type);
+        Self { prefix: config.key_prefix.clone(), token_space }
+    }
+
+    /// `seq:conv:{conversation_id}`: text, the last sequence given.
+    pub(super) fn sequence(&self, conversation: &ConversationId) -> Key {
+        self.key("seq:conv:", conversation)
+    }
+
+    /// `seq:pending:{partition}`: hash, message id -> sequence and counter's key, until the archive has it. Ours alone.
+    pub(super) fn pending(&self, partition: Partition) -> Key {
+        self.key("seq:pending:", &partition.0)
+    }
+
+    /// `user:status:{user_id}`: hash, `gatewayId` and places; expires unless renewed. See `change_presence.lua`.
+    pub(super) fn status(&self, user: UserId) -> Key {
+        self.key("user:status:", &user.0)
+    }
+
+    /// `offline:msg:{user_id}`: list of encoded `tidegate.v1.Message`, oldest first, bounded.
+    pub(super) fn inbox(&self, user: UserId) -> Key {
+        self.key("offline:msg:", &user.0)
+    }
+
+    /// `offline:seqs:{user_id}`: hash, conversation -> highest sequence ever put into the inbox. Ours alone.
+    pub(super) fn inbox_guard(&self, user: UserId) -> Key {
+        self.key("offline:seqs:", &user.0)
+    }
+
+    /// `user:unread:counts:{user_id}`: hash, conversation -> count above zero.
+    pub(super) fn unread_counts(&self, user: UserId) -> Key {
+        self.key("user:unread:counts:", &user.0)
+    }
+
+    /// `user:unread:seqs:{user_id}`: hash, what makes the counts exact; see `unread.lua`. Ours alone.
+    pub(super) fn unread_tallies(&self, user: UserId) -> Key {
+        self.key("user:unread:seqs:", &user.0)
+    }
+
+    /// `satoken:login:token:{token}`: text, the login id; expires with the login (Sa-Token, `StpLogic.splicingKeyTokenValue`).
+    pub(super) fn token(&self, token: &str) -> Key {
+        Key::from(format!("{}{}:token:{token}", self.prefix, self.token_space))
+    }
+
+    fn key(&self, space: &str, name: &impl Display) -> Key {
+        let mut key = String::with_capacity(self.prefix.len() + space.len() + 32);
+        key.push_str(&self.prefix);
+        key.push_str(space);
+        write!(key, "{name}").expect("a String takes any text");
+        Key::from(key)
+    }
+}

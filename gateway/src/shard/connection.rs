@@ -1,0 +1,100 @@
+//! A connection: one live socket, what it is in the middle of, and the session behind it. Owned by one shard for life.
+
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tidegate_core::session::Session;
+use tidegate_proto::websocket;
+use tokio::net::tcp::OwnedWriteHalf;
+
+use super::outbox::{Flushed, Outbox};
+
+/// See the module.
+pub struct Connection {
+    /// `None` once everything was said and our direction is shut.
+    pub(super) writer: Option<Rc<OwnedWriteHalf>>,
+    pub(super) transport: Transport,
+    pub(super) session: Session,
+    pub(super) outbox: Outbox,
+    /// The beginning of a frame whose rest has not come yet. At most one largest frame.
+    pub(super) partial: Box<[u8]>,
+    pub(super) generation: u32,
+    /// When the wheel ends it, in the shard's seconds.
+    pub(super) deadline_s: u32,
+    pub(super) phase: Phase,
+    /// A task waits for the socket to take more; until then frames only queue.
+    pub(super) is_draining_outbox: bool,
+    /// It is in the shard's list of connections to flush at the end of the turn.
+    pub(super) is_touched: bool,
+}
+
+/// What the connection's bytes are wrapped in.
+pub enum Transport {
+    /// Frames as they are.
+    Tcp,
+    /// Frames in binary messages.
+    WebSocket(websocket::Decoder),
+}
+
+/// How far a connection is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Reading and writing.
+    Open,
+    /// The Close frame is in the outbox; what still arrives is thrown away.
+    Closing,
+}
+
+impl Connection {
+    /// A connection that has just been accepted or handed over.
+    #[must_use]
+    pub fn new(writer: OwnedWriteHalf, transport: Transport, generation: u32, deadline_s: u32) -> Self {
+        Self {
+            writer: Some(Rc::new(writer)),
+            transport,
+            session: Session::default(),
+            outbox: Outbox::default(),
+            partial: Box::default(),
+            generation,
+            deadline_s,
+            phase: Phase::Open,
+            is_draining_outbox: false,
+            is_touched: false,
+        }
+    }
+
+    /// Wraps frames of this connection alone for its transport.
+    #[must_use]
+    pub fn wrap(&self, frames: BytesMut) -> Bytes {
+        match self.transport {
+            Transport::Tcp => frames.freeze(),
+            Transport::WebSocket(_) => {
+                let mut message = BytesMut::with_capacity(frames.len() + websocket::header_bytes(frames.len()));
+                websocket::put_header(&mut message, websocket::Opcode::Binary, frames.len());
+                message.extend_from_slice(&frames);
+                message.freeze()
+            }
+        }
+    }
+
+    /// One round of writing without waiting. When the last word is out, our direction of the socket is shut.
+    ///
+    /// # Errors
+    /// The socket's: the connection is dead.
+    pub fn flush(&mut self) -> io::Result<Flushed> {
+        let Some(writer) = &self.writer else {
+            return Ok(Flushed::Empty);
+        };
+        let write = |slices: &[IoSlice<'_>]| match slices {
+            // A plain write is measurably cheaper than a vectored one of a single slice.
+            [only] => writer.try_write(only),
+            many => writer.try_write_vectored(many),
+        };
+        let flushed = self.outbox.flush(write)?;
+        if flushed == Flushed::Empty && self.phase == Phase::Closing {
+            self.writer = None;
+        }
+        Ok(flushed)
+    }
+}

@@ -1,0 +1,139 @@
+//! What other services see, and what we see of theirs: plain strings under the documented keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::interfaces::{HashesInterface, KeysInterface, ListInterface};
+use fred::types::Expiration;
+use tidegate::redis::RedisHotStore;
+use tidegate_core::ids::{ConversationId, MessageId, Partition, RoomId, Seq, SessionId, UserId};
+use tidegate_core::ports::{Filing, HotStore, PresenceChange, SequenceRequest, SequenceRun, TokenState, UnreadCount};
+
+use super::{Fixture, eventually};
+
+const ROOM: ConversationId = ConversationId::Room(RoomId(5));
+const USER: UserId = UserId(42);
+
+fn ask(floor: Option<u64>, ids: &[u8]) -> SequenceRequest {
+    let messages = ids.iter().map(|id| MessageId([*id; 16])).collect();
+    let run = SequenceRun { conversation: ROOM, floor: floor.map(Seq), messages };
+    SequenceRequest { runs: vec![run], settled: Vec::new() }
+}
+
+#[tokio::test]
+async fn a_counter_is_the_last_sequence_in_plain_text() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    store.sequence(Partition(3), ask(Some(7), &[1, 2])).await.expect("Redis answers");
+    let counter: String = fixture.raw.get(fixture.key("seq:conv:r_5")).await.expect("a string");
+    assert_eq!(counter, "9");
+    let pending: BTreeMap<Bytes, String> = fixture.raw.hgetall(fixture.key("seq:pending:3")).await.expect("a hash");
+    let counter = fixture.key("seq:conv:r_5");
+    let expected = [(1, 8), (2, 9)].map(|(id, seq)| (Bytes::from(vec![id; 16]), format!("{seq} {counter}")));
+    assert_eq!(pending, BTreeMap::from(expected));
+}
+
+#[tokio::test]
+async fn a_counter_deleted_alone_stays_above_what_is_pending() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    store.sequence(Partition(0), ask(Some(0), &[1, 2, 3])).await.expect("Redis answers");
+    fixture.raw.del::<(), _>(fixture.key("seq:conv:r_5")).await.expect("Redis answers");
+    let grants = store.sequence(Partition(0), ask(Some(1), &[9, 2])).await.expect("Redis answers");
+    assert_eq!(format!("{grants:?}"), "[Given([Seq(4), Seq(2)])]");
+}
+
+#[tokio::test]
+async fn a_status_names_the_latest_gateway_and_expires() {
+    let Some(mut fixture) = Fixture::new().await else { return };
+    fixture.config.presence_ttl = Duration::from_secs(30);
+    let (a, b) = (fixture.connect("a").await, fixture.connect("b").await);
+    let key = fixture.key("user:status:42");
+    let here = |device: &str, session| PresenceChange::Here { user: USER, device: device.to_owned(), session };
+    let gone = |device: &str, session| PresenceChange::Gone { user: USER, device: device.to_owned(), session };
+    a.change_presence(&[here("phone", SessionId(0xabc))]).await.expect("Redis answers");
+    b.change_presence(&[here("desk", SessionId(2))]).await.expect("Redis answers");
+    let status: BTreeMap<String, String> = fixture.raw.hgetall(&key).await.expect("a hash");
+    assert_eq!(status["gatewayId"], "b");
+    assert!(status["device:phone"].starts_with("a|0000000000000abc|"), "{status:?}");
+    assert_eq!(status.len(), 3);
+    let ttl_s: i64 = fixture.raw.ttl(&key).await.expect("a key");
+    assert!((25..=30).contains(&ttl_s), "{ttl_s}");
+    b.change_presence(&[gone("desk", SessionId(2))]).await.expect("Redis answers");
+    let latest: String = fixture.raw.hget(&key, "gatewayId").await.expect("a field");
+    assert_eq!(latest, "a");
+    a.change_presence(&[gone("phone", SessionId(0xabc))]).await.expect("Redis answers");
+    assert_eq!(fixture.raw.exists::<i64, _>(&key).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_dead_gateway_is_forgotten_though_another_renews() {
+    let Some(mut fixture) = Fixture::new().await else { return };
+    fixture.config.presence_ttl = Duration::from_millis(1500);
+    let (alive, dead) = (fixture.connect("alive").await, fixture.connect("dead").await);
+    let here = |device: &str| PresenceChange::Here { user: USER, device: device.to_owned(), session: SessionId(1) };
+    alive.change_presence(&[here("phone")]).await.expect("Redis answers");
+    dead.change_presence(&[here("desk")]).await.expect("Redis answers");
+    eventually("only the living gateway holds the user", Duration::from_secs(10), || async {
+        alive.change_presence(&[PresenceChange::Renewed { user: USER }]).await.expect("Redis answers");
+        let presence = alive.presence(&[USER]).await.expect("Redis answers");
+        let gateways: BTreeSet<_> = presence[0].gateways.iter().map(ToString::to_string).collect();
+        assert!(gateways.contains("alive"), "what is renewed stays");
+        !gateways.contains("dead")
+    })
+    .await;
+    alive.change_presence(&[here("phone")]).await.expect("Redis answers");
+    assert_eq!(fixture.raw.hexists::<i64, _, _>(fixture.key("user:status:42"), "device:desk").await, Ok(0));
+}
+
+#[tokio::test]
+async fn counts_and_inbox_are_readable_and_hold_nothing_else() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let other = ConversationId::Room(RoomId(6));
+    store.take_summary(USER).await.expect("Redis answers");
+    let count = |conversation, unread, counted_to| UnreadCount { conversation, unread, counted_to: Seq(counted_to) };
+    store.seed_unread(USER, &[count(ROOM, 2, 4), count(other, 0, 3)]).await.expect("Redis answers");
+    let inbox = vec![Bytes::from_static(b"\0five"), Bytes::from_static(b"six")];
+    let filing = Filing { user: USER, conversation: ROOM, seqs: vec![Seq(5), Seq(6)], inbox: inbox.clone() };
+    store.file(&[filing]).await.expect("Redis answers");
+    let key = fixture.key("user:unread:counts:42");
+    let counts: BTreeMap<String, String> = fixture.raw.hgetall(&key).await.expect("a hash");
+    assert_eq!(counts, BTreeMap::from([("r_5".to_owned(), "4".to_owned())]));
+    let waiting: Vec<Bytes> = fixture.raw.lrange(fixture.key("offline:msg:42"), 0, -1).await.expect("a list");
+    assert_eq!(waiting, inbox);
+    for key in ["user:unread:counts:42", "user:unread:seqs:42", "offline:msg:42", "offline:seqs:42"] {
+        let ttl_s: i64 = fixture.raw.ttl(fixture.key(key)).await.expect("a key");
+        assert!(ttl_s > 6 * 24 * 3600, "{key} lives {ttl_s} s");
+    }
+    store.set_unread(&[(USER, count(ROOM, 0, 6))]).await.expect("Redis answers");
+    assert_eq!(fixture.raw.exists::<i64, _>(&key).await, Ok(0), "no field at zero, and no empty hash");
+}
+
+#[tokio::test]
+async fn logins_of_sa_token_are_understood() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let ttl = Some(Expiration::EX(60));
+    for (token, value) in [("t-1", "10001"), ("t-2", "-4"), ("t-3", "-5"), ("t-4", "-6"), ("t-5", "not a user")] {
+        let key = fixture.key(&format!("satoken:login:token:{token}"));
+        fixture.raw.set::<(), _, _>(key, value, ttl.clone(), None, false).await.expect("Redis answers");
+    }
+    fixture.raw.hset::<(), _, _>(fixture.key("satoken:login:token:t-6"), ("a", "b")).await.expect("Redis answers");
+    let asked = ["t-1", "t-2", "t-3", "t-4", "t-5", "t-6", "t-7"];
+    let (expired, unknown) = (TokenState::Expired, TokenState::Unknown);
+    let expected = vec![TokenState::Valid(UserId(10_001)), expired, expired, unknown, unknown, unknown, unknown];
+    assert_eq!(store.token_states(&asked).await, Ok(expected));
+    store.put_token("ours", USER, Duration::from_secs(60)).await.expect("Redis answers");
+    let value: String = fixture.raw.get(fixture.key("satoken:login:token:ours")).await.expect("a string");
+    assert_eq!(value, "42");
+
+    let mut config = fixture.config.clone();
+    "app".clone_into(&mut config.token_name);
+    "user".clone_into(&mut config.login_type);
+    let gateway = "gw".parse().expect("a legal gateway id");
+    let store = RedisHotStore::connect(config, gateway).await.expect("Redis answers");
+    fixture.raw.set::<(), _, _>(fixture.key("app:user:token:t"), "7", ttl, None, false).await.expect("Redis answers");
+    assert_eq!(store.token_states(&["t"]).await, Ok(vec![TokenState::Valid(UserId(7))]));
+}

@@ -1,0 +1,253 @@
+//! A gateway in this process and clients that speak its protocol, for tests of the whole.
+
+#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt as _, StreamExt as _};
+use prost::Message as _;
+use tidegate::app::{self, Gateway};
+use tidegate::backends::Embedded;
+use tidegate::config::{CliOverrides, Config};
+use tidegate_core::ids::{Millis, RoomId, UserId};
+use tidegate_core::ports::{Archive as _, Backend, HotStore as _};
+use tidegate_proto::codec::FrameCodec;
+use tidegate_proto::v1::{self, CloseCode, Code};
+use tidegate_proto::{Frame, Kind, Opening, frame};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio_util::codec::Framed;
+
+/// No step of a test takes longer, on a machine that does ten other things as well.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running gateway over backends of type `B`.
+pub struct World<B: Backend> {
+    pub backend: Arc<B>,
+    pub gateway: Gateway,
+    pub address: std::net::SocketAddr,
+    pub config: Config,
+    _dir: TempDir,
+}
+
+/// A directory that goes with the test.
+pub struct TempDir(pub std::path::PathBuf);
+
+impl TempDir {
+    pub fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("tidegate-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The default configuration on free ports, with `settings` like `limits.handshake_timeout_s=1`.
+pub fn config(settings: &[&str]) -> Config {
+    let mut set = vec!["listen.tcp=127.0.0.1:0", "listen.http=127.0.0.1:0", "runtime.shards=2", "gateway_id=gw-test"];
+    set.extend(settings);
+    let overrides = CliOverrides { set: set.into_iter().map(str::to_owned).collect(), ..CliOverrides::default() };
+    Config::load(&overrides).unwrap()
+}
+
+pub fn embedded(settings: &[&str]) -> World<Embedded> {
+    let config = config(settings);
+    let dir = TempDir::new();
+    let backend = Arc::new(Embedded::open(&dir.0, &config.gateway_id).unwrap());
+    World::start(config, backend, dir)
+}
+
+impl<B: Backend> World<B> {
+    pub fn start(config: Config, backend: Arc<B>, dir: TempDir) -> Self {
+        let bound = app::bind(&config).unwrap();
+        let address = bound.tcp_address;
+        let gateway = app::start(&config, bound, Arc::clone(&backend)).unwrap();
+        Self { backend, gateway, address, config, _dir: dir }
+    }
+
+    /// A user with a token; the name is made unique, because services outlive a test.
+    pub async fn user(&self, name: &str) -> Account {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+        let unique = format!("{name}-{:x}{:x}", nanos & 0xffff_ffff, COUNT.fetch_add(1, Ordering::Relaxed));
+        let id = self.backend.archive().create_user(&unique, "-", Millis(1)).await.unwrap().unwrap();
+        let token = format!("token-{unique}");
+        self.backend.hot().put_token(&token, id, Duration::from_secs(600)).await.unwrap();
+        Account { id, token }
+    }
+
+    pub async fn room(&self, owner: &Account, members: &[&Account]) -> RoomId {
+        let room = self.backend.archive().create_room("room", owner.id, 100, Millis(1)).await.unwrap();
+        for member in members {
+            self.backend.archive().join_room(room.id, member.id, Millis(1)).await.unwrap();
+        }
+        room.id
+    }
+
+    pub async fn connect(&self, account: &Account, device: &str) -> Client {
+        let mut client = Client::open(self.address).await;
+        let reply = client.login(account, device, &[]).await;
+        assert_eq!(reply.user_id, account.id.0);
+        client
+    }
+}
+
+pub struct Account {
+    pub id: UserId,
+    pub token: String,
+}
+
+impl Account {
+    pub fn with(&self, other: &Account) -> String {
+        format!("p_{}_{}", self.id.0.min(other.id.0), self.id.0.max(other.id.0))
+    }
+}
+
+/// A client over TCP.
+pub struct Client {
+    pub wire: Framed<TcpStream, FrameCodec>,
+    next: u16,
+    /// Pushes that arrived while a reply was waited for.
+    pushes: std::collections::VecDeque<Frame>,
+}
+
+impl Client {
+    pub async fn open(address: std::net::SocketAddr) -> Self {
+        let mut client = Self::over(TcpStream::connect(address).await.unwrap());
+        client.raw(&Opening::CURRENT.encode()).await;
+        client
+    }
+
+    /// Over a socket on which nothing was said yet.
+    pub fn over(stream: TcpStream) -> Self {
+        let codec = FrameCodec { frame_bytes_max: 1 << 20 };
+        Self { wire: Framed::new(stream, codec), next: 0, pushes: Default::default() }
+    }
+
+    pub async fn login(&mut self, account: &Account, device: &str, watch: &[&str]) -> v1::LoginReply {
+        let login = v1::Login {
+            token: account.token.clone(),
+            device_id: device.to_owned(),
+            watch: watch.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        };
+        self.ask(Kind::Login, &login).await.expect("the login succeeds")
+    }
+
+    /// Sends a command without waiting; returns its correlation.
+    pub async fn command(&mut self, kind: Kind, message: &impl prost::Message) -> u16 {
+        self.next += 1;
+        let mut bytes = BytesMut::new();
+        frame::put_message(&mut bytes, kind, self.next, message);
+        let frame = frame::next_frame(&mut bytes.freeze(), 1 << 24).unwrap().unwrap();
+        self.wire.send(frame).await.unwrap();
+        self.next
+    }
+
+    /// Sends a command and waits for its reply.
+    pub async fn ask<R: prost::Message + Default>(
+        &mut self,
+        kind: Kind,
+        message: &impl prost::Message,
+    ) -> Result<R, Code> {
+        let correlation = self.command(kind, message).await;
+        self.reply(correlation).await
+    }
+
+    pub async fn reply<R: prost::Message + Default>(&mut self, correlation: u16) -> Result<R, Code> {
+        loop {
+            let frame = self.frame().await.expect("a reply, not the end");
+            if frame.head.kind >= 0x80 {
+                self.pushes.push_back(frame);
+            } else if frame.head.correlation == correlation {
+                if frame.head.kind == Kind::Error as u8 {
+                    return Err(v1::Error::decode(frame.payload).unwrap().code());
+                }
+                return Ok(R::decode(frame.payload).unwrap());
+            }
+        }
+    }
+
+    pub async fn send(&mut self, conversation: &str, key: &str, body: &str) -> Result<v1::SendAck, Code> {
+        self.ask(Kind::Send, &send(conversation, key, body)).await
+    }
+
+    /// The next frame, or `None` at the end of the stream.
+    pub async fn frame(&mut self) -> Option<Frame> {
+        let next = tokio::time::timeout(DEADLINE, self.wire.next()).await.expect("a frame in time");
+        next.map(|frame| frame.unwrap())
+    }
+
+    /// The next push.
+    pub async fn push(&mut self) -> Frame {
+        if let Some(frame) = self.pushes.pop_front() {
+            return frame;
+        }
+        loop {
+            let frame = self.frame().await.expect("a push, not the end");
+            if frame.head.kind >= 0x80 {
+                return frame;
+            }
+        }
+    }
+
+    /// The next pushed message; other pushes are skipped.
+    pub async fn message(&mut self) -> v1::Message {
+        loop {
+            let frame = self.push().await;
+            if frame.head.kind == Kind::Message as u8 {
+                return v1::Message::decode(frame.payload).unwrap();
+            }
+        }
+    }
+
+    /// Waits for the Close frame and the end of the stream.
+    pub async fn close(&mut self) -> CloseCode {
+        let mut code = None;
+        loop {
+            match tokio::time::timeout(DEADLINE, self.wire.next()).await.expect("an end in time") {
+                Some(Ok(frame)) if frame.head.kind == Kind::Close as u8 => {
+                    code = Some(v1::Close::decode(frame.payload).unwrap().code());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return code.expect("a Close frame before the end"),
+            }
+        }
+    }
+
+    pub async fn raw(&mut self, bytes: &[u8]) {
+        self.wire.get_mut().write_all(bytes).await.unwrap();
+    }
+}
+
+pub fn send(conversation: &str, key: &str, body: &str) -> v1::Send {
+    v1::Send {
+        conversation_id: conversation.to_owned(),
+        client_msg_id: Bytes::copy_from_slice(key.as_bytes()),
+        content_type: v1::ContentType::Text.into(),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    }
+}
+
+/// Polls until `condition` gives something.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "did not happen in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

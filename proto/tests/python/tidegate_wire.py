@@ -1,0 +1,312 @@
+"""A small Tidegate client, written from PROTOCOL.md alone so that it tests the document as much as the server.
+
+    wire = load_schema()
+    with Connection.tcp("127.0.0.1", 7000, wire) as connection:
+        reply = connection.login(token, "device-1", watch=["lobby_main"])
+        connection.send("lobby_main", "hello")
+        kind, push = connection.recv(timeout_s=5)
+
+It blocks, and one thread uses it at a time. Sections named below are those of PROTOCOL.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import functools
+import importlib
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+SCHEMA_DIR = Path(__file__).resolve().parents[2] / "schema"
+
+# Section "Opening".
+MAGIC = b"TIDE"
+VERSION = 1
+# Section "Frames": kind, flags, correlation, bytes of payload.
+HEAD = struct.Struct(">BBHI")
+FRAME_BYTES_MAX = 64 * 1024
+# Section "Kinds".
+REPLY_OFFSET = 0x40
+KIND_ERROR = 0x7F
+KIND_CLOSE = 0xBF
+
+
+class WireError(Exception):
+    """The server sent bytes that PROTOCOL.md does not allow."""
+
+
+class CommandError(Exception):
+    """The server answered a command with an Error reply."""
+
+    def __init__(self, error):
+        super().__init__(f"{error.code}: {error.text}")
+        self.code = error.code
+        self.text = error.text
+        self.retry_after_ms = error.retry_after_ms
+
+    @property
+    def may_retry(self) -> bool:
+        return 1000 <= self.code <= 1999
+
+
+class ConnectionClosed(Exception):
+    """The connection ended. `code` is the close code, or None if the stream ended without a Close frame."""
+
+    def __init__(self, code: int | None, text: str = ""):
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+    @property
+    def may_reconnect(self) -> bool:
+        return self.code is None or 4000 <= self.code <= 4499
+
+
+class Frame(NamedTuple):
+    kind: int
+    correlation: int
+    payload: bytes
+
+
+@functools.cache
+def load_schema(schema_dir: Path = SCHEMA_DIR):
+    """Generates the Protobuf module from the schema into a directory that lives as long as this process."""
+    from grpc_tools import protoc
+
+    out = tempfile.mkdtemp(prefix="tidegate-schema-")
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
+    files = ["tidegate/v1/client.proto", "tidegate/event/v1/event.proto"]
+    status = protoc.main(["protoc", f"--proto_path={schema_dir}", f"--python_out={out}", *files])
+    if status != 0:
+        raise RuntimeError(f"protoc ended with status {status}")
+    sys.path.insert(0, out)
+    return importlib.import_module("tidegate.v1.client_pb2")
+
+
+def encode_opening(version: int = VERSION) -> bytes:
+    return MAGIC + bytes([version, 0, 0, 0])
+
+
+def encode_frame(frame: Frame) -> bytes:
+    return HEAD.pack(frame.kind, 0, frame.correlation, len(frame.payload)) + frame.payload
+
+
+class FrameReader:
+    """Cuts frames out of chunks that may begin and end anywhere."""
+
+    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX):
+        self._frame_bytes_max = frame_bytes_max
+        self._unread = bytearray()
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        self._unread += chunk
+        frames = []
+        while len(self._unread) >= HEAD.size:
+            kind, flags, correlation, payload_bytes = HEAD.unpack_from(self._unread)
+            if flags != 0:
+                raise WireError(f"reserved flags {flags:#04x}")
+            end = HEAD.size + payload_bytes
+            if end > self._frame_bytes_max:
+                raise WireError(f"a frame of {end} bytes")
+            if len(self._unread) < end:
+                break
+            frames.append(Frame(kind, correlation, bytes(self._unread[HEAD.size : end])))
+            del self._unread[:end]
+        return frames
+
+    @property
+    def unread_bytes(self) -> int:
+        return len(self._unread)
+
+
+class _Tcp:
+    def __init__(self, host: str, port: int, timeout_s: float):
+        self.socket = socket.create_connection((host, port), timeout=timeout_s)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def write(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read(self, timeout_s: float) -> bytes:
+        self.socket.settimeout(timeout_s)
+        chunk = self.socket.recv(64 * 1024)
+        if not chunk:
+            raise ConnectionClosed(None, "the stream ended")
+        return chunk
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class _WebSocket:
+    """Section "WebSocket": every write is one binary message of whole frames."""
+
+    def __init__(self, url: str, timeout_s: float):
+        from websockets.sync.client import connect
+
+        self.socket = connect(url, open_timeout=timeout_s, compression=None, max_size=None)
+
+    def write(self, data: bytes) -> None:
+        from websockets.exceptions import ConnectionClosed as Closed
+
+        try:
+            self.socket.send(data)
+        except Closed as closed:
+            raise _closed(closed) from closed
+
+    def read(self, timeout_s: float) -> bytes:
+        from websockets.exceptions import ConnectionClosed as Closed
+
+        try:
+            message = self.socket.recv(timeout=timeout_s)
+        except Closed as closed:
+            raise _closed(closed) from closed
+        if isinstance(message, str):
+            raise WireError("a text message")
+        return message
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _closed(closed) -> ConnectionClosed:
+    return ConnectionClosed(closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else ConnectionClosed(None, str(closed))
+
+
+class Connection:
+    """One connection. Commands block until their reply; pushes that arrive meanwhile wait for `recv`."""
+
+    def __init__(self, transport, wire, timeout_s: float = 10):
+        self.transport = transport
+        self.wire = wire
+        self.timeout_s = timeout_s
+        self._reader = FrameReader()
+        self._arrived: collections.deque[Frame] = collections.deque()
+        self._pushes: collections.deque[Frame] = collections.deque()
+        self._correlation = 0
+        self._opening_to_send = encode_opening()
+
+    @classmethod
+    def tcp(cls, host: str, port: int, wire, timeout_s: float = 10) -> Connection:
+        return cls(_Tcp(host, port, timeout_s), wire, timeout_s)
+
+    @classmethod
+    def websocket(cls, url: str, wire, timeout_s: float = 10) -> Connection:
+        return cls(_WebSocket(url, timeout_s), wire, timeout_s)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    # ---- commands
+
+    def login(self, token: str, device_id: str, device_class: str = "desktop", client: str = "tidegate_wire", watch=()):
+        """Sends the opening and logs in. Returns the LoginReply."""
+        return self.command("LOGIN", self.wire.Login(
+            token=token, device_id=device_id, device_class=device_class, client=client, watch=watch))
+
+    def send(self, conversation_id: str, body: str | bytes, client_msg_id: bytes | None = None):
+        """Sends a message and returns its SendAck. Give the same client_msg_id again to repeat it."""
+        is_text = isinstance(body, str)
+        return self.command("SEND", self.wire.Send(
+            conversation_id=conversation_id,
+            client_msg_id=client_msg_id or uuid.uuid4().bytes,
+            content_type=self.wire.CONTENT_TYPE_TEXT if is_text else self.wire.CONTENT_TYPE_BINARY,
+            body=body.encode() if is_text else body))
+
+    def history(self, conversation_id: str, before_seq: int = 0, after_seq: int | None = None, page_size: int = 0):
+        return self.command("HISTORY", self.wire.History(
+            conversation_id=conversation_id, before_seq=before_seq, after_seq=after_seq, page_size=page_size))
+
+    def receipt(self, conversation_id: str, delivered_seq: int = 0, read_seq: int = 0):
+        return self.command("RECEIPT", self.wire.Receipt(
+            conversation_id=conversation_id, delivered_seq=delivered_seq, read_seq=read_seq))
+
+    def watch(self, watch=(), unwatch=()):
+        return self.command("WATCH", self.wire.Watch(watch=watch, unwatch=unwatch))
+
+    def ping(self):
+        return self.command("PING", self.wire.Ping())
+
+    def command(self, name: str, message):
+        """Sends command KIND_<name> and returns its decoded reply; raises CommandError for an Error reply."""
+        kind = self.wire.Kind.Value(f"KIND_{name}")
+        correlation = self.send_frame(kind, message.SerializeToString())
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            frame = self.recv_frame(deadline)
+            if frame.correlation != correlation or not 0x40 <= frame.kind <= 0x7F:
+                self._pushes.append(frame)
+            elif frame.kind == KIND_ERROR:
+                raise CommandError(self.decode(frame))
+            elif frame.kind == kind + REPLY_OFFSET:
+                return self.decode(frame)
+            else:
+                raise WireError(f"kind {frame.kind:#x} answers kind {kind:#x}")
+
+    # ---- pushes and replies nobody waits for
+
+    def recv(self, timeout_s: float | None = None):
+        """The next push as (name of its kind, message); raises TimeoutError, or ConnectionClosed at the end."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            frame = self._pushes.popleft() if self._pushes else self.recv_frame(deadline)
+            # Section "Kinds": a client skips pushes it does not know.
+            if frame.kind in self.wire.Kind.values():
+                return self.wire.Kind.Name(frame.kind), self.decode(frame)
+
+    # ---- frames and bytes, for tests that misbehave
+
+    def send_frame(self, kind: int, payload: bytes, correlation: int | None = None) -> int:
+        if correlation is None:
+            self._correlation = self._correlation % 0xFFFF + 1
+            correlation = self._correlation
+        self.send_bytes(self._opening_to_send + encode_frame(Frame(kind, correlation, payload)))
+        self._opening_to_send = b""
+        return correlation
+
+    def send_bytes(self, data: bytes) -> None:
+        """Writes bytes as they are; over WebSocket as one message. The opening is the caller's business here."""
+        try:
+            self.transport.write(data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ConnectionClosed(None, str(error)) from error
+
+    def recv_frame(self, deadline: float) -> Frame:
+        """The next frame of any kind until `deadline` (time.monotonic); a Close frame raises ConnectionClosed."""
+        while not self._arrived:
+            timeout_s = deadline - time.monotonic()
+            if timeout_s <= 0:
+                raise TimeoutError("nothing arrived in time")
+            try:
+                self._arrived.extend(self._reader.feed(self.transport.read(timeout_s)))
+            except ConnectionResetError as error:
+                raise ConnectionClosed(None, str(error)) from error
+        frame = self._arrived.popleft()
+        if frame.kind == KIND_CLOSE:
+            close = self.decode(frame)
+            raise ConnectionClosed(close.code, close.text)
+        return frame
+
+    def decode(self, frame: Frame):
+        """The Protobuf message of a frame whose kind the schema knows."""
+        return message_type(self.wire, frame.kind).FromString(frame.payload)
+
+
+def message_type(wire, kind: int):
+    """The message of a kind has the kind's name: KIND_SEND_ACK is a SendAck."""
+    name = wire.Kind.Name(kind).removeprefix("KIND_")
+    return getattr(wire, "".join(word.capitalize() for word in name.split("_")))
