@@ -2,13 +2,12 @@
 //!
 //! Every moment in this crate is nanoseconds on [`Clock`], so that a body can carry one and any thread can subtract it.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 
 /// The generator's clock; copies agree.
 #[derive(Clone, Copy, Debug)]
@@ -34,16 +33,8 @@ pub fn thread_cpu() -> Duration {
 }
 
 /// Wakes its task once a turn. The runtime's own timers are a millisecond or two late, which would count as the
-/// generator's lateness; a timerfd is exact.
-pub struct Pulse(AsyncFd<Timer>);
-
-struct Timer(TimerFd);
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
+/// generator's lateness; a timerfd is exact. The runtime reads it as it would read a pipe.
+pub struct Pulse(Receiver);
 
 impl Pulse {
     /// A pulse every `period` beginning `delay` from now.
@@ -53,8 +44,9 @@ impl Pulse {
     pub fn new(delay: Duration, period: Duration) -> std::io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         let delay = TimeSpec::from_duration(delay.max(Duration::from_nanos(1)));
-        timer.set(Expiration::IntervalDelayed(delay, TimeSpec::from_duration(period)), TimerSetTimeFlags::empty())?;
-        Ok(Self(AsyncFd::with_interest(Timer(timer), Interest::READABLE)?))
+        let expiration = Expiration::IntervalDelayed(delay, TimeSpec::from_duration(period));
+        timer.set(expiration, TimerSetTimeFlags::empty())?;
+        Receiver::from_owned_fd_unchecked(timer.into()).map(Self)
     }
 
     /// Waits for the next pulse; pulses that were missed are one.
@@ -62,16 +54,9 @@ impl Pulse {
     /// # Errors
     /// The runtime's error if it is shutting down.
     pub async fn wait(&mut self) -> std::io::Result<()> {
-        loop {
-            let mut guard = self.0.readable().await?;
-            match guard.try_io(|timer| Ok(timer.get_ref().0.wait()?)) {
-                Ok(waited) => {
-                    guard.clear_ready();
-                    return waited;
-                }
-                Err(_would_block) => {}
-            }
-        }
+        // A timer is read as the eight bytes of its expirations. A larger buffer lets the runtime see that there is no more.
+        let mut expirations = [0; 16];
+        self.0.read(&mut expirations).await.map(drop)
     }
 }
 

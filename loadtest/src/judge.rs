@@ -62,6 +62,20 @@ pub struct Counts {
     pub undelivered_to_closed: u64,
 }
 
+impl Counts {
+    /// Adds another thread's.
+    pub fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.delivered_in_order += other.delivered_in_order;
+        self.delivered += other.delivered;
+        self.unanswered += other.unanswered;
+        self.uncertain += other.uncertain;
+        self.undelivered_to_closed += other.undelivered_to_closed;
+    }
+}
+
 #[derive(Debug)]
 struct Conversation {
     label: String,

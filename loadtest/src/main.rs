@@ -4,18 +4,149 @@
 //! never the server's code, so that it cannot cheat.
 
 mod clock;
+mod connection;
 mod finding;
+mod gateway;
+mod generator;
 mod judge;
+mod lane;
 mod options;
 mod pacer;
 mod process;
+mod progress;
+mod report;
+mod scenario;
+mod setup;
+mod tally;
 mod wire;
 
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
 use clap::Parser;
+use options::{Cli, Command, CommonOptions, LoadOptions};
+use report::{Report, ScenarioResult, Verdict};
+use scenario::Stage;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
-    let _cli = options::Cli::parse();
+/// Set by the first Ctrl-C or SIGTERM.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Files that are open besides connections, here and in the server.
+const OTHER_FILES: u64 = 300;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli.command) {
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Err(_) if STOP.load(Ordering::Relaxed) => {
+            eprintln!("interrupted before anything was measured");
+            ExitCode::from(Verdict::Interrupted.exit_code())
+        }
+        Err(error) => {
+            eprintln!("tidegate-loadtest: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<Verdict> {
+    let (common, connections) = match command {
+        Command::Private { common, pairs, .. } => (common, 2 * u64::from(*pairs)),
+        Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
+        Command::Idle { common, connections, .. } => (common, u64::from(*connections)),
+        Command::Run { common } => (common, 200),
+    };
+    check_file_limit(connections)?;
+    stop_on_signals()?;
+    let mut gateway = common.start_gateway.then(|| gateway::Gateway::start(common, &STOP)).transpose()?;
+    let stage = Stage {
+        tcp: gateway.as_ref().map_or_else(|| common.tcp.clone(), |gateway| vec![gateway.tcp]),
+        http: gateway.as_ref().map_or_else(|| common.http.clone(), |gateway| gateway.http.clone()),
+        server_pid: gateway.as_ref().map(gateway::Gateway::pid).or(common.server_pid),
+        stop: &STOP,
+        threads: common.threads as usize,
+        seed: common.seed,
+    };
+    let played = play(command, &stage).and_then(|results| publish(results, common));
+    if let Some(gateway) = &mut gateway {
+        if let Some(status) = gateway.has_ended() {
+            eprintln!("the gateway ended by itself: {status}");
+        }
+        if !matches!(played, Ok(Verdict::Pass | Verdict::Void)) {
+            gateway.keep_data();
+        }
+    }
+    played
+}
+
+fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResult>> {
+    let traffic = |result| ScenarioResult::Traffic(Box::new(result));
+    Ok(match command {
+        Command::Private { pairs, load, .. } => vec![traffic(scenario::private::run(stage, *pairs, load)?)],
+        Command::Room { rooms, members, load, .. } => {
+            vec![traffic(scenario::room::run(stage, *rooms, *members, load)?)]
+        }
+        Command::Idle { connections, devices_per_user, duration, .. } => {
+            vec![ScenarioResult::Idle(scenario::idle::run(stage, *connections, *devices_per_user, *duration)?)]
+        }
+        Command::Run { .. } => {
+            let load = LoadOptions {
+                rate: 2_000,
+                duration: Duration::from_secs(6),
+                warmup: Duration::from_secs(1),
+                body_bytes: 128,
+                patience: Duration::from_secs(10),
+            };
+            let mut results = vec![traffic(scenario::private::run(stage, 25, &load)?)];
+            if !STOP.load(Ordering::Relaxed) {
+                // Fifteen messages a second in each room: below the rate at which a conversation counts as a storm.
+                results.push(traffic(scenario::room::run(stage, 8, 20, &LoadOptions { rate: 120, ..load })?));
+            }
+            results
+        }
+    })
+}
+
+fn publish(results: Vec<ScenarioResult>, common: &CommonOptions) -> anyhow::Result<Verdict> {
+    let report = Report::new(results);
+    report.publish(common.json.as_deref())?;
+    Ok(report.verdict)
+}
+
+fn check_file_limit(connections: u64) -> anyhow::Result<()> {
+    let limit = process::raise_file_limit();
+    if connections + OTHER_FILES > limit {
+        bail!(
+            "{connections} connections need more open files than the hard limit of {limit} allows; \
+             ask for at most {}, or raise it (ulimit -Hn, LimitNOFILE)",
+            limit.saturating_sub(OTHER_FILES)
+        );
+    }
+    Ok(())
+}
+
+/// The first signal asks for a clean end, the second ends the process.
+fn stop_on_signals() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+                if STOP.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        });
+    })?;
+    Ok(())
 }

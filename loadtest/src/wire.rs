@@ -6,7 +6,6 @@
 //! The views agree with prost on every valid payload (tested), and no payload makes them panic.
 
 use bytes::{Bytes, BytesMut};
-use prost::Message as _;
 use tidegate_proto::v1::{ContentType, Send};
 use tidegate_proto::{HEAD_BYTES, Kind, frame};
 
@@ -202,6 +201,7 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
     use crate::pacer::Random;
+    use prost::Message as _;
     use tidegate_proto::v1::{Message, SendAck};
 
     #[test]

@@ -1,0 +1,265 @@
+//! One connection to the gateway: dialling and login, the commands in flight, and the bytes waiting to be written.
+//!
+//! In: a token; out: a [`Connection`] that is logged in, with the limits the server stated. Afterwards the lane drives it:
+//! `issue` takes a place in flight, `answered` gives it back, `flush` writes all that has been put since the last time.
+//!
+//! Commands in flight never exceed what the server allows. Correlations are places in a table: unique while in flight.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::{Bytes, BytesMut};
+use nix::sys::socket::{setsockopt, sockopt};
+use tidegate_proto::limits::FRAME_BYTES_MAX_DEFAULT;
+use tidegate_proto::v1::{Close, Error, Heartbeat, Login, LoginReply, Ping};
+use tidegate_proto::{Frame, Kind, Opening, frame};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::wire::{SendTemplate, Stamp};
+
+/// A server that does not answer a login in this time is not ready for load.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Connections from one source address to one destination; the kernel has about 28,000 ports for them.
+const CONNECTIONS_PER_SOURCE: u32 = 20_000;
+
+/// What it takes to log in.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// As registered.
+    pub user_id: u64,
+    /// From the HTTP login.
+    pub token: String,
+}
+
+/// A command without its reply yet.
+#[derive(Clone, Copy, Debug)]
+pub struct InFlight {
+    /// Which of the sender's messages.
+    pub counter: u32,
+    /// How often it was sent before.
+    pub repetitions: u16,
+    /// When it was due.
+    pub intended_ns: u64,
+}
+
+/// A live, logged-in connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket; the lane's reader polls it.
+    pub stream: TcpStream,
+    /// The lane's index of the conversation it takes part in.
+    pub conversation: u32,
+    /// Which of the conversation's members it is.
+    pub member: u32,
+    /// Who is logged in.
+    pub user_id: u64,
+    /// Its messages' frame.
+    template: SendTemplate,
+    /// Largest frame the server sends.
+    pub frame_bytes_max: usize,
+    /// Silence after which the server wants a ping, from its heartbeat.
+    pub ping_after_ns: u64,
+    /// Received bytes of an unfinished frame.
+    pub unfinished: Vec<u8>,
+    /// Times at which messages were due that wait for a place in flight.
+    pub held_back: VecDeque<u64>,
+    /// True while it is listed for the next flush.
+    pub is_touched: bool,
+    /// When bytes were written last.
+    pub written_ns: u64,
+    /// False once it is closed.
+    pub is_open: bool,
+    out: Vec<u8>,
+    out_written: usize,
+    places_max: usize,
+    in_flight: Vec<Option<InFlight>>,
+    free: Vec<u16>,
+}
+
+/// A socket that is logged in, before it has a place in a lane.
+pub struct LoggedIn {
+    stream: TcpStream,
+    reply: LoginReply,
+    received: Bytes,
+}
+
+impl LoggedIn {
+    /// Dials, opens, logs in.
+    ///
+    /// # Errors
+    /// What the server answered, or why it could not be reached. The token is in no error.
+    pub async fn connect(address: SocketAddr, index: u32, account: &Account, device_id: &str) -> anyhow::Result<Self> {
+        let dialled = tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, device_id));
+        let result = dialled.await.unwrap_or_else(|_| bail!("no login reply within {LOGIN_DEADLINE:?}"));
+        result.with_context(|| format!("connection {index} to {address}"))
+    }
+
+    async fn dial_and_login(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        device_id: &str,
+    ) -> anyhow::Result<Self> {
+        let mut stream = dial(address, index).await?;
+        let mut out = BytesMut::from(&Opening::CURRENT.encode()[..]);
+        let login = Login {
+            token: account.token.clone(),
+            device_id: device_id.to_owned(),
+            device_class: "desktop".to_owned(),
+            client: concat!("tidegate-loadtest ", env!("CARGO_PKG_VERSION")).to_owned(),
+            watch: Vec::new(),
+        };
+        frame::put_message(&mut out, Kind::Login, 0, &login);
+        stream.write_all(&out).await?;
+
+        let mut received = BytesMut::new();
+        loop {
+            if stream.read_buf(&mut received).await? == 0 {
+                bail!("closed before the login reply");
+            }
+            let mut bytes = received.split().freeze();
+            while let Some(frame) = frame::next_frame(&mut bytes, FRAME_BYTES_MAX_DEFAULT)? {
+                if let Some(reply) = parse_login_reply(&frame)? {
+                    if reply.user_id != account.user_id {
+                        bail!("logged in as user {}, not {}", reply.user_id, account.user_id);
+                    }
+                    return Ok(Self { stream, reply, received: bytes });
+                }
+            }
+            received.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Gives the connection its place.
+    pub fn into_connection(self, conversation: u32, member: u32, template: SendTemplate, now_ns: u64) -> Connection {
+        let heartbeat =
+            self.reply.heartbeat.unwrap_or(Heartbeat { min_interval_s: 5, max_interval_s: 180, probe_count: 3 });
+        Connection {
+            stream: self.stream,
+            conversation,
+            member,
+            user_id: self.reply.user_id,
+            template,
+            frame_bytes_max: (self.reply.max_frame_bytes as usize).max(FRAME_BYTES_MAX_DEFAULT),
+            ping_after_ns: u64::from(heartbeat.max_interval_s.max(1)) * 800_000_000,
+            unfinished: self.received.to_vec(),
+            held_back: VecDeque::new(),
+            is_touched: false,
+            written_ns: now_ns,
+            is_open: true,
+            out: Vec::new(),
+            out_written: 0,
+            // One place stays free for a ping.
+            places_max: self.reply.max_in_flight.clamp(2, 65_000) as usize - 1,
+            in_flight: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+}
+
+fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
+    match Kind::try_from(i32::from(frame.head.kind)) {
+        Ok(Kind::LoginReply) => Ok(Some(prost::Message::decode(frame.payload.clone())?)),
+        Ok(Kind::Error) => {
+            let error: Error = prost::Message::decode(frame.payload.clone())?;
+            bail!("login refused: {} {}", error.code().as_str_name(), error.text)
+        }
+        Ok(Kind::Close) => {
+            let close: Close = prost::Message::decode(frame.payload.clone())?;
+            bail!("closed during login: {} {}", close.code, close.text)
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn dial(address: SocketAddr, index: u32) -> anyhow::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let IpAddr::V4(ip) = address.ip()
+        && ip.is_loopback()
+    {
+        // The port is chosen at connect, for this destination alone, instead of at bind, for all.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + index / CONNECTIONS_PER_SOURCE);
+        socket.bind(SocketAddr::from((source, 0)))?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+impl Connection {
+    /// Takes a place in flight for a command; `None` if the server allows no more. The correlation names the place.
+    pub fn issue(&mut self, command: InFlight) -> Option<u16> {
+        if let Some(place) = self.free.pop() {
+            self.in_flight[usize::from(place)] = Some(command);
+            return Some(place + 1);
+        }
+        if self.in_flight.len() >= self.places_max {
+            return None;
+        }
+        self.in_flight.push(Some(command));
+        Some(u16::try_from(self.in_flight.len()).expect("places_max is below 65,000"))
+    }
+
+    /// The command a reply belongs to; its place is free again. `None`: nothing of that correlation is in flight.
+    pub fn answered(&mut self, correlation: u16) -> Option<InFlight> {
+        let place = correlation.checked_sub(1)?;
+        let command = self.in_flight.get_mut(usize::from(place))?.take()?;
+        self.free.push(place);
+        Some(command)
+    }
+
+    /// Commands without a reply.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.iter().flatten().count() as u64
+    }
+
+    /// True if a command could be issued.
+    pub fn has_place(&self) -> bool {
+        !self.free.is_empty() || self.in_flight.len() < self.places_max
+    }
+
+    /// Appends a message's frame.
+    pub fn put_send(&mut self, correlation: u16, stamp: Stamp) {
+        self.template.put(&mut self.out, correlation, stamp);
+    }
+
+    /// Appends a ping. Its reply needs no bookkeeping.
+    pub fn put_ping(&mut self) {
+        let mut ping = BytesMut::new();
+        frame::put_message(&mut ping, Kind::Ping, 0, &Ping {});
+        self.out.extend_from_slice(&ping);
+    }
+
+    /// Writes what is waiting. `Ok(false)` if the socket is full and bytes still wait.
+    ///
+    /// # Errors
+    /// The socket's error; the connection is of no use any more.
+    pub fn flush(&mut self, now_ns: u64) -> io::Result<bool> {
+        while self.out_written < self.out.len() {
+            match self.stream.try_write(&self.out[self.out_written..]) {
+                Ok(written) => {
+                    self.out_written += written;
+                    self.written_ns = now_ns;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.out_written = 0;
+        // An idle connection keeps no buffer.
+        if self.out.capacity() > 64 * 1024 {
+            self.out = Vec::new();
+        }
+        Ok(true)
+    }
+}
