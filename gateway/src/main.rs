@@ -9,9 +9,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate::app::{self, Bound};
-use tidegate::backends::Embedded;
+use tidegate::backends::{Embedded, Services};
 use tidegate::config::{self, BackendKind, CliOverrides, Config};
-use tidegate::http::{self, Life};
+use tidegate::http::{self, Life, Part};
 use tidegate::{banner, telemetry};
 use tidegate_core::ports::Backend;
 use tokio::signal::unix::{SignalKind, signal};
@@ -97,10 +97,13 @@ fn serve(config: Config) -> anyhow::Result<()> {
         match config.backend {
             BackendKind::Embedded => {
                 let backend = Embedded::open(&config.data_dir, &config.gateway_id)?;
-                run(&config, bound, http, backend, metrics, stop).await
+                run(&config, bound, http, backend, Vec::new(), metrics, stop).await
             }
             BackendKind::Services => {
-                anyhow::bail!("later")
+                let backend = Services::connect(&config).await?;
+                let broker = backend.rabbitmq().clone();
+                let broker = Part::new("broker", move || std::future::ready(broker.ping()));
+                run(&config, bound, http, backend, vec![broker], metrics, stop).await
             }
         }
     });
@@ -114,6 +117,7 @@ async fn run<B: Backend>(
     bound: Bound,
     http: std::net::TcpListener,
     backend: B,
+    mut parts: Vec<Part>,
     metrics: PrometheusHandle,
     mut stop: Stop,
 ) -> anyhow::Result<()> {
@@ -121,8 +125,9 @@ async fn run<B: Backend>(
     let (tcp_address, http_address) = (bound.tcp_address, http.local_addr()?);
     let gateway = app::start(config, bound, Arc::clone(&backend))?;
     let (life, life_seen) = watch::channel(Life::Serving);
+    parts.extend(Part::of_backend(&backend));
     let setup = http::Setup {
-        parts: http::Part::of_backend(&backend),
+        parts,
         backend,
         config,
         tcp_address,

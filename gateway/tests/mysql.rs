@@ -8,12 +8,16 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use mysql_async::Conn;
 use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Opts, OptsBuilder};
 use tidegate::mysql::{ConnectError, MySqlArchive, MySqlConfig};
 use tidegate_core::contract::archive::{batch, messages};
 use tidegate_core::ids::{ConversationId, RoomId, Seq, UserId};
 use tidegate_core::ports::{Archive, PortError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 const ANN: UserId = UserId(1);
 const ROOM: ConversationId = ConversationId::Room(RoomId(1));
@@ -51,14 +55,14 @@ impl Database {
 
     /// Runs a statement beside the archive.
     async fn run(&self, sql: &str) {
-        let mut conn = Conn::from_url(&self.server_url).await.expect("the test server answers");
+        let mut conn = dial(&self.server_url).await.expect("the test server answers");
         conn.query_drop(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         conn.disconnect().await.expect("closed");
     }
 
     /// Kills every connection to this database.
     async fn kill_connections(&self) -> usize {
-        let mut conn = Conn::from_url(&self.server_url).await.expect("the test server answers");
+        let mut conn = dial(&self.server_url).await.expect("the test server answers");
         let select = "SELECT id FROM information_schema.processlist WHERE db = ?";
         let ids: Vec<u64> = conn.exec(select, (&self.name,)).await.expect("connections");
         for id in &ids {
@@ -66,6 +70,11 @@ impl Database {
         }
         ids.len()
     }
+}
+
+/// A connection beside the archive's, over TCP like them: by socket it might be another account, which sees other threads.
+async fn dial(url: &str) -> mysql_async::Result<Conn> {
+    Conn::new(OptsBuilder::from_opts(Opts::from_url(url)?).prefer_socket(false)).await
 }
 
 /// The database of a URL: what follows the last slash.
@@ -81,7 +90,7 @@ impl Drop for Database {
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let mut conn = Conn::from_url(url).await?;
+                let mut conn = dial(&url).await?;
                 conn.query_drop(sql).await?;
                 conn.disconnect().await
             })
@@ -169,7 +178,7 @@ async fn killed_connections_are_replaced_unnoticed() {
 async fn a_held_lock_ends_within_the_bound_and_leaves_nothing() {
     let Some(database) = Database::new("a_held_lock_ends_within_the_bound_and_leaves_nothing").await else { return };
     let archive = database.connect().await.expect("a new archive");
-    let mut other = Conn::from_url(database.url()).await.expect("the test server answers");
+    let mut other = dial(&database.url()).await.expect("the test server answers");
     other.query_drop("START TRANSACTION").await.expect("begun");
     let insert = "INSERT INTO messages VALUES ('r_1', 2, UNHEX(REPEAT('07', 16)), 1, 1, 0, '')";
     other.query_drop(insert).await.expect("inserted");
@@ -180,6 +189,71 @@ async fn a_held_lock_ends_within_the_bound_and_leaves_nothing() {
     other.query_drop("ROLLBACK").await.expect("rolled back");
     assert_eq!(archive.last_seqs(&[ROOM]).await, Ok(vec![Seq(0)]));
     assert_eq!(archive.persist(&first).await, Ok(()));
+}
+
+/// A way to the server that can be cut off: bytes wait in the kernel, connections stay open, as with a stopped server or
+/// a dropped route.
+struct Detour {
+    address: String,
+    frozen: watch::Sender<bool>,
+}
+
+impl Detour {
+    async fn to(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let (frozen, state) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (server, state) = (server.clone(), state.clone());
+                tokio::spawn(async move {
+                    let far = TcpStream::connect(server).await.expect("the test server answers");
+                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                    tokio::join!(carry(near_in, far_out, state.clone()), carry(far_in, near_out, state));
+                });
+            }
+        });
+        Self { address, frozen }
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut frozen: watch::Receiver<bool>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_an_outage_within_the_bound_and_passes() {
+    let case = "a_frozen_server_is_an_outage_within_the_bound_and_passes";
+    let Some(database) = Database::new(case).await else { return };
+    let server = Opts::from_url(&database.url()).expect("a URL");
+    let server = format!("{}:{}", server.ip_or_hostname(), server.tcp_port());
+    let detour = Detour::to(server.clone()).await;
+    let call_timeout = Duration::from_millis(500);
+    let url = database.url().replacen(&server, &detour.address, 1);
+    let config = MySqlConfig { call_timeout, pool_max: 2, ..MySqlConfig::new(url) };
+    let archive = MySqlArchive::connect(config).await.expect("a new archive");
+    archive.persist(&batch(messages(ROOM, 1..=3, ANN))).await.expect("persisted");
+
+    let unavailable = |answer: Result<(), PortError>| matches!(answer, Err(PortError::Unavailable { .. }));
+    let next = batch(messages(ROOM, 4..=6, ANN));
+    detour.frozen.send_replace(true);
+    // More than there are connections, so that some wait for one; and again, when the first ones were given up.
+    for _ in 0..2 {
+        let calls =
+            async { tokio::join!(archive.persist(&next), archive.persist(&next), archive.ping(), archive.ping()) };
+        let (a, b, c, d) = within(call_timeout * 3, "calls to a frozen server", calls).await;
+        assert!([a, b, c, d].into_iter().all(unavailable));
+    }
+    detour.frozen.send_replace(false);
+    let persisted = within(call_timeout * 3, "the first call after it", archive.persist(&next)).await;
+    assert_eq!(persisted, Ok(()));
+    assert_eq!(archive.last_seqs(&[ROOM]).await, Ok(vec![Seq(6)]));
+    archive.close().await;
 }
 
 #[tokio::test]
