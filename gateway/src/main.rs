@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate::app::{self, Bound};
 use tidegate::backends::Embedded;
+use tidegate::chat::{self, ChatArgs};
 use tidegate::config::{self, BackendKind, CliOverrides, Config};
 use tidegate::http::{self, Life};
 use tidegate::{banner, telemetry};
@@ -39,7 +40,7 @@ enum Command {
     /// Run the gateway (the default)
     Serve(CliOverrides),
     /// Talk to a running gateway from this terminal
-    Chat,
+    Chat(ChatArgs),
     /// Print every configuration key with its default and what it means
     Config,
     /// Check the configuration and say whether the gateway would start with it
@@ -54,7 +55,10 @@ fn main() -> ExitCode {
             println!("The configuration is good.\n\n{}", banner::summary(&config));
             Ok(())
         }),
-        Command::Chat => ExitCode::SUCCESS,
+        Command::Chat(args) => chat::run(args).unwrap_or_else(|error| {
+            eprintln!("tidegate chat: {error:#}");
+            ExitCode::FAILURE
+        }),
         Command::Config => {
             print!("{}", config::DEFAULTS);
             ExitCode::SUCCESS
