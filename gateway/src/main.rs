@@ -12,7 +12,7 @@ use tidegate::app::{self, Bound};
 use tidegate::backends::{Embedded, Services};
 use tidegate::config::{self, BackendKind, CliOverrides, Config};
 use tidegate::http::{self, Life, Part};
-use tidegate::{banner, telemetry};
+use tidegate::{banner, chat, telemetry};
 use tidegate_core::ports::Backend;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -39,7 +39,7 @@ enum Command {
     /// Run the gateway (the default)
     Serve(CliOverrides),
     /// Talk to a running gateway from this terminal
-    Chat,
+    Chat(chat::ChatArgs),
     /// Print every configuration key with its default and what it means
     Config,
     /// Check the configuration and say whether the gateway would start with it
@@ -54,7 +54,10 @@ fn main() -> ExitCode {
             println!("The configuration is good.\n\n{}", banner::summary(&config));
             Ok(())
         }),
-        Command::Chat => ExitCode::SUCCESS,
+        Command::Chat(args) => chat::run(args).unwrap_or_else(|error| {
+            eprintln!("tidegate chat: {error:#}");
+            ExitCode::FAILURE
+        }),
         Command::Config => {
             print!("{}", config::DEFAULTS);
             ExitCode::SUCCESS
