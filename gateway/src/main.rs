@@ -9,10 +9,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate::app::{self, Bound};
-use tidegate::backends::Embedded;
+use tidegate::backends::{Embedded, Services};
 use tidegate::config::{self, BackendKind, CliOverrides, Config};
-use tidegate::http::{self, Life};
-use tidegate::{banner, telemetry};
+use tidegate::http::{self, Life, Part};
+use tidegate::{banner, chat, telemetry};
 use tidegate_core::ports::Backend;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -39,7 +39,7 @@ enum Command {
     /// Run the gateway (the default)
     Serve(CliOverrides),
     /// Talk to a running gateway from this terminal
-    Chat,
+    Chat(chat::ChatArgs),
     /// Print every configuration key with its default and what it means
     Config,
     /// Check the configuration and say whether the gateway would start with it
@@ -54,7 +54,10 @@ fn main() -> ExitCode {
             println!("The configuration is good.\n\n{}", banner::summary(&config));
             Ok(())
         }),
-        Command::Chat => ExitCode::SUCCESS,
+        Command::Chat(args) => chat::run(args).unwrap_or_else(|error| {
+            eprintln!("tidegate chat: {error:#}");
+            ExitCode::FAILURE
+        }),
         Command::Config => {
             print!("{}", config::DEFAULTS);
             ExitCode::SUCCESS
@@ -97,10 +100,13 @@ fn serve(config: Config) -> anyhow::Result<()> {
         match config.backend {
             BackendKind::Embedded => {
                 let backend = Embedded::open(&config.data_dir, &config.gateway_id)?;
-                run(&config, bound, http, backend, metrics, stop).await
+                run(&config, bound, http, backend, Vec::new(), metrics, stop).await
             }
             BackendKind::Services => {
-                anyhow::bail!("later")
+                let backend = Services::connect(&config).await?;
+                let broker = backend.rabbitmq().clone();
+                let broker = Part::new("broker", move || std::future::ready(broker.ping()));
+                run(&config, bound, http, backend, vec![broker], metrics, stop).await
             }
         }
     });
@@ -114,6 +120,7 @@ async fn run<B: Backend>(
     bound: Bound,
     http: std::net::TcpListener,
     backend: B,
+    mut parts: Vec<Part>,
     metrics: PrometheusHandle,
     mut stop: Stop,
 ) -> anyhow::Result<()> {
@@ -121,8 +128,9 @@ async fn run<B: Backend>(
     let (tcp_address, http_address) = (bound.tcp_address, http.local_addr()?);
     let gateway = app::start(config, bound, Arc::clone(&backend))?;
     let (life, life_seen) = watch::channel(Life::Serving);
+    parts.extend(Part::of_backend(&backend));
     let setup = http::Setup {
-        parts: http::Part::of_backend(&backend),
+        parts,
         backend,
         config,
         tcp_address,

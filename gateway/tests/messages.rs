@@ -8,11 +8,11 @@ use prost::Message as _;
 use support::{World, embedded, eventually};
 use tidegate_core::event::{Membership, PushEvent};
 use tidegate_core::ids::{ConversationId, RoomId};
-use tidegate_core::ports::{Archive as _, Backend, PushQueue as _, PushTarget};
+use tidegate_core::ports::{Archive as _, Backend, HotStore as _, PushQueue as _, PushTarget};
 use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
-/// Runs a scenario on the embedded backends.
+/// Runs scenarios on the embedded backends, and on services where the test run has started them.
 macro_rules! on_every_backend {
     ($($scenario:ident),* $(,)?) => {
         mod on_embedded {
@@ -20,6 +20,20 @@ macro_rules! on_every_backend {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $scenario() {
                     let world = super::embedded(&[]);
+                    super::$scenario(&world).await;
+                    world.gateway.stop().await;
+                }
+            )*
+        }
+
+        mod on_services {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let Some(services) = super::support::Cluster::of_services() else {
+                        return;
+                    };
+                    let world = services.gateway("gw-one").await;
                     super::$scenario(&world).await;
                     world.gateway.stop().await;
                 }
@@ -109,7 +123,8 @@ async fn a_lobby_reaches_who_watches<B: Backend>(world: &World<B>) {
     let reply: v1::WatchReply = other.ask(Kind::Watch, &watch).await.unwrap();
     assert_eq!(reply.watching, ["lobby_main"]);
     watcher.send("lobby_main", "k2", "second").await.unwrap();
-    assert_eq!(other.message().await.seq, first.seq + 1);
+    // On its shard the first may have arrived only after the Watch.
+    while other.message().await.seq != first.seq + 1 {}
     assert_eq!(watcher.message().await.seq, first.seq + 1);
 }
 
@@ -205,6 +220,7 @@ async fn reading_lowers_the_count_and_is_shown_to_the_other_side<B: Backend>(wor
     let beyond = v1::Receipt { conversation_id: conversation.clone(), delivered_seq: 0, read_seq: 99 };
     let _: v1::ReceiptAck = ben_pc.ask(Kind::Receipt, &beyond).await.unwrap();
     anna_pc.send(&conversation, "k4", "x").await.unwrap();
+    assert_eq!(anna_pc.message().await.seq, 4);
     let reply = support::Client::open(world.address).await.login(&ben, "tablet", &[]).await;
     assert_eq!((reply.positions[0].read_seq, reply.positions[0].unread), (3, 1), "the future cannot be read");
 }
@@ -227,4 +243,45 @@ async fn a_burst_of_one_connection_is_acked_and_arrives_in_order<B: Backend>(wor
         let message = ben_pc.message().await;
         assert_eq!((message.seq, &message.body[..]), (u64::from(n) + 1, n.to_string().as_bytes()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_cross_between_two_gateways() {
+    let Some(services) = support::Cluster::of_services() else {
+        return;
+    };
+    let (one, two) = (services.gateway("gw-one").await, services.gateway("gw-two").await);
+    let (anna, ben) = (one.user("anna").await, one.user("ben").await);
+    let room = one.room(&anna, &[]).await;
+    let room_text = ConversationId::Room(room).to_string();
+    let mut anna_pc = one.connect(&anna, "pc").await;
+    let mut ben_pc = two.connect(&ben, "pc").await;
+
+    anna_pc.send(&anna.with(&ben), "k1", "across").await.unwrap();
+    assert_eq!(&ben_pc.message().await.body[..], b"across");
+    assert_eq!(anna_pc.message().await.seq, 1);
+    ben_pc.send(&anna.with(&ben), "k1", "and back").await.unwrap();
+    assert_eq!((anna_pc.message().await.seq, ben_pc.message().await.seq), (2, 2));
+
+    join(&one, room, &ben).await;
+    eventually("ben may write", async || ben_pc.send(&room_text, "k2", "hello room").await.ok()).await;
+    assert_eq!(&anna_pc.message().await.body[..], b"hello room");
+
+    // Whoever leaves one gateway and appears at the other gets pushes there, and nothing was missed in between.
+    drop(ben_pc);
+    eventually("ben is away", async || {
+        let presence = one.backend.hot().presence(&[ben.id]).await.unwrap();
+        presence[0].gateways.is_empty().then_some(())
+    })
+    .await;
+    anna_pc.send(&anna.with(&ben), "k3", "while away").await.unwrap();
+    assert_eq!(anna_pc.message().await.seq, 3);
+    let mut ben_pc = support::Client::open(one.address).await;
+    let reply = ben_pc.login(&ben, "pc", &[]).await;
+    let recent: Vec<_> = reply.recent.iter().map(|message| &message.body[..]).collect();
+    assert_eq!(recent, [b"while away"]);
+    anna_pc.send(&anna.with(&ben), "k4", "welcome").await.unwrap();
+    assert_eq!(ben_pc.message().await.seq, 4);
+    one.gateway.stop().await;
+    two.gateway.stop().await;
 }

@@ -162,6 +162,31 @@ async fn a_gateway_has_one_consumer_and_can_come_back() {
 }
 
 #[tokio::test]
+async fn a_returned_push_is_never_taken_for_another() {
+    push_case("returns", async |one, _, _| {
+        let mut consumer = one.consume().await.expect("a consumer");
+        let gone = |n: u64| id(&format!("gone-{n}"));
+        // Bursts, so that the broker confirms many at once.
+        for _ in 0..20 {
+            let calls = (0..60).map(|n| {
+                let target = if n % 3 == 0 { id("one") } else { gone(n) };
+                one.publish(vec![(PushTarget::Gateway(target), vec![pushed(n)])])
+            });
+            for (n, unknown) in (0..).zip(futures_util::future::join_all(calls).await) {
+                let expected = if n % 3 == 0 { vec![] } else { vec![gone(n)] };
+                assert_eq!(unknown.expect("published"), expected, "call {n}");
+            }
+            let mut arrived = Vec::new();
+            while arrived.len() < 20 {
+                arrived.extend(consumer.next_batch(64).await.expect("a batch"));
+            }
+            assert_eq!(arrived, (0..60).step_by(3).map(pushed).collect::<Vec<_>>());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn any_producer_can_feed_single_events() {
     ingest_case("foreign", 1, async |queue, world| {
         let mut consumer = queue.consume(FIRST).await.expect("a consumer");

@@ -97,7 +97,6 @@ fn is_unavailable<T>(result: &PortResult<T>) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "half a minute, and a broker of its own"]
 async fn outages_are_spoken_and_end_by_themselves() {
     if std::env::var("TIDEGATE_TEST_SERVICES").as_deref() != Ok("1") {
         eprintln!("skipped: TIDEGATE_TEST_SERVICES is not 1");

@@ -31,8 +31,8 @@ pub const CLIENT_MSG_ID_BYTES_MAX: usize = 64;
 /// `message_id` everywhere: 128 bits of BLAKE3, so that two of them never meet by chance.
 pub const MESSAGE_ID_BYTES: usize = 16;
 
-/// `conversation_id` everywhere: `p_` and two of the longest user ids.
-pub const CONVERSATION_ID_BYTES_MAX: usize = 2 + 20 + 1 + 20;
+/// `conversation_id` everywhere: `p_` and two of the longest user ids, which fit 63 bits.
+pub const CONVERSATION_ID_BYTES_MAX: usize = 2 + 19 + 1 + 19;
 
 /// A lobby's `conversation_id`, `lobby_` included: it is also a part of Redis keys and metric labels.
 pub const LOBBY_ID_BYTES_MAX: usize = 31;

@@ -147,7 +147,7 @@ impl<T> Drop for Intake<T> {
         let Ok(runtime) = Handle::try_current() else { return self.live.kill("a consumer went without a runtime") };
         let (live, channel) = (Arc::clone(&self.live), self.channel.clone());
         runtime.spawn(async move {
-            // The channel goes first. If the consumer were cancelled before it, as dropping it does, the broker would
+            // The channel goes first. If the consumer were cancelled before it, as dropping it does, the broker could
             // activate the next one while the messages of this one are not back in the queue, and order would break.
             if channel.status().connected() {
                 let _ = live.within("closing a channel", channel.close(200, "done".into())).await;

@@ -5,7 +5,7 @@
 //! What must hold: while Redis does not answer, calls fail at once and nothing is queued for it (the keeper's own ping is
 //! all that asks), so memory does not grow; when it answers again, calls pass again without anybody's help.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -45,8 +45,6 @@ struct Shared {
     /// Told when `answers` becomes false.
     doubt: Notify,
     calls: Semaphore,
-    /// Clients made after the first; for tests.
-    replaced: AtomicU32,
 }
 
 /// fred's client and the task that drives its connection.
@@ -86,7 +84,6 @@ impl Link {
             answers: AtomicBool::new(true),
             doubt: Notify::new(),
             calls: Semaphore::new(CALLS_MAX),
-            replaced: AtomicU32::new(0),
         });
         let keeper = tokio::spawn(keep(Arc::clone(&shared)));
         Ok(Self { shared, keeper })
@@ -187,7 +184,6 @@ impl Shared {
         let client = Client::new(server, Some(performance), Some(connection), Some(reconnect_policy()));
         let task = client.connect();
         *self.connected.write().unwrap_or_else(PoisonError::into_inner) = Connected { client, task };
-        self.replaced.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(server = %self.address, "redis connection replaced");
     }
 

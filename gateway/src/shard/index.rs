@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(index.of_user(UserId(1)), [10, 11]);
         assert_eq!(index.remove_user(UserId(1), 10), Edge::No);
         assert_eq!(index.remove_user(UserId(1), 11), Edge::Yes);
-        assert_eq!(index.of_user(UserId(1)), []);
+        assert_eq!(index.of_user(UserId(1)), [0_u32; 0]);
         assert_eq!(index.remove_user(UserId(1), 11), Edge::No);
     }
 

@@ -88,6 +88,18 @@ async fn a_dead_gateway_is_forgotten_though_another_renews() {
 }
 
 #[tokio::test]
+async fn a_place_whose_time_is_over_holds_nobody() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let key = fixture.key("user:status:42");
+    let places =
+        vec![("gatewayId", "b"), ("device:phone", "a|01|1700000000000"), ("device:desk", "b|02|99000000000000")];
+    fixture.raw.hset::<(), _, _>(&key, places).await.expect("Redis answers");
+    let presence = store.presence(&[USER]).await.expect("Redis answers");
+    assert_eq!(presence[0].gateways.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+}
+
+#[tokio::test]
 async fn counts_and_inbox_are_readable_and_hold_nothing_else() {
     let Some(fixture) = Fixture::new().await else { return };
     let store = fixture.connect("gw").await;

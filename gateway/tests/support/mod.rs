@@ -11,8 +11,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
 use prost::Message as _;
 use tidegate::app::{self, Gateway};
-use tidegate::backends::Embedded;
+use tidegate::backends::{Embedded, Services};
 use tidegate::config::{CliOverrides, Config};
+use tidegate::mysql::MySqlConfig;
+use tidegate::rabbitmq::{RabbitMqConfig, Topology};
+use tidegate::redis::RedisConfig;
 use tidegate_core::ids::{Millis, RoomId, UserId};
 use tidegate_core::ports::{Archive as _, Backend, HotStore as _};
 use tidegate_proto::codec::FrameCodec;
@@ -68,6 +71,35 @@ pub fn embedded(settings: &[&str]) -> World<Embedded> {
     World::start(config, backend, dir)
 }
 
+/// Private services of the test run, with names of this test's own, for one or several gateways.
+pub struct Cluster {
+    prefix: String,
+}
+
+impl Cluster {
+    /// `None`, with a word about it, if the test run has not started services.
+    pub fn of_services() -> Option<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        if std::env::var("TIDEGATE_TEST_SERVICES").as_deref() != Ok("1") {
+            eprintln!("skipped: TIDEGATE_TEST_SERVICES is not 1");
+            return None;
+        }
+        Some(Self { prefix: format!("t{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) })
+    }
+
+    pub async fn gateway(&self, name: &str) -> World<Services> {
+        let config = config(&[&format!("gateway_id={name}")]);
+        let url = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key} is set by the test run"));
+        let mut rabbitmq = RabbitMqConfig::new(url("TIDEGATE_RABBITMQ_URL"));
+        rabbitmq.topology = Topology { prefix: self.prefix.clone(), partitions: 2 };
+        let mut redis = RedisConfig::new(url("TIDEGATE_REDIS_URL"));
+        redis.key_prefix.clone_from(&self.prefix);
+        let mysql = MySqlConfig { pool_max: 8, ..MySqlConfig::new(url("TIDEGATE_MYSQL_URL")) };
+        let backend = Services::connect_to(rabbitmq, redis, mysql, &config.gateway_id).await.unwrap();
+        World::start(config, Arc::new(backend), TempDir::new())
+    }
+}
+
 impl<B: Backend> World<B> {
     pub fn start(config: Config, backend: Arc<B>, dir: TempDir) -> Self {
         let bound = app::bind(&config).unwrap();
@@ -120,6 +152,8 @@ pub struct Client {
     next: u16,
     /// Pushes that arrived while a reply was waited for.
     pushes: std::collections::VecDeque<Frame>,
+    /// Replies that overtook the one that was waited for, as they may.
+    replies: std::collections::HashMap<u16, Frame>,
 }
 
 impl Client {
@@ -132,7 +166,7 @@ impl Client {
     /// Over a socket on which nothing was said yet.
     pub fn over(stream: TcpStream) -> Self {
         let codec = FrameCodec { frame_bytes_max: 1 << 20 };
-        Self { wire: Framed::new(stream, codec), next: 0, pushes: Default::default() }
+        Self { wire: Framed::new(stream, codec), next: 0, pushes: Default::default(), replies: Default::default() }
     }
 
     pub async fn login(&mut self, account: &Account, device: &str, watch: &[&str]) -> v1::LoginReply {
@@ -166,17 +200,19 @@ impl Client {
     }
 
     pub async fn reply<R: prost::Message + Default>(&mut self, correlation: u16) -> Result<R, Code> {
-        loop {
+        while !self.replies.contains_key(&correlation) {
             let frame = self.frame().await.expect("a reply, not the end");
             if frame.head.kind >= 0x80 {
                 self.pushes.push_back(frame);
-            } else if frame.head.correlation == correlation {
-                if frame.head.kind == Kind::Error as u8 {
-                    return Err(v1::Error::decode(frame.payload).unwrap().code());
-                }
-                return Ok(R::decode(frame.payload).unwrap());
+            } else {
+                self.replies.insert(frame.head.correlation, frame);
             }
         }
+        let frame = self.replies.remove(&correlation).unwrap();
+        if frame.head.kind == Kind::Error as u8 {
+            return Err(v1::Error::decode(frame.payload).unwrap().code());
+        }
+        Ok(R::decode(frame.payload).unwrap())
     }
 
     pub async fn send(&mut self, conversation: &str, key: &str, body: &str) -> Result<v1::SendAck, Code> {

@@ -1,0 +1,143 @@
+//! Connections, a bounded number of them.
+//!
+//! In come wishes for a connection, out go leases. Always: a connection returns to the pool only when its holder says
+//! that it is clean ([`Lease::keep`]); on an error, a deadline or a caller that went away it is closed, and the server
+//! rolls back what was open. That is the reason for a pool of our own: the driver's takes connections back that wait for
+//! a frozen server, and gives their places free only when that answers.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Opts};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::fault::Fault;
+
+/// A connection that lay idle for longer is asked for a sign of life first: the server may have closed it since.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+/// How long a discarded connection may take to say goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The connections of one archive.
+#[derive(Debug)]
+pub(super) struct Pool {
+    opts: Opts,
+    places: Semaphore,
+    /// The longest idle first; taken from the end, so that few connections stay busy and the rest grow old.
+    idle: Mutex<Vec<Idle>>,
+    connect_timeout: Duration,
+    idle_ttl: Duration,
+}
+
+#[derive(Debug)]
+struct Idle {
+    conn: Conn,
+    since: Instant,
+}
+
+/// A connection in use. Dropping it closes the connection; see [`Lease::keep`].
+pub(super) struct Lease<'pool> {
+    pool: &'pool Pool,
+    conn: Option<Conn>,
+    /// Whether the connection was used before: an error may then be the end of an old connection, not of the server.
+    pub(super) reused: bool,
+    _place: SemaphorePermit<'pool>,
+}
+
+impl Pool {
+    pub(super) fn new(opts: Opts, size: usize, connect_timeout: Duration, idle_ttl: Duration) -> Self {
+        Self { opts, places: Semaphore::new(size), idle: Mutex::default(), connect_timeout, idle_ttl }
+    }
+
+    /// Waits for a place, then takes an idle connection or makes one. The wait is bounded by the caller's deadline.
+    ///
+    /// # Errors
+    /// [`Fault`] if there is no idle connection and none can be made within the connect timeout.
+    pub(super) async fn lease(&self) -> Result<Lease<'_>, Fault> {
+        let place = self.places.acquire().await.expect("the semaphore is never closed");
+        while let Some(Idle { mut conn, since }) = self.pop_idle() {
+            let is_alive =
+                since.elapsed() < TRUSTED_FOR || matches!(timeout(self.connect_timeout, conn.ping()).await, Ok(Ok(())));
+            if is_alive {
+                return Ok(Lease { pool: self, conn: Some(conn), reused: true, _place: place });
+            }
+            discard(conn);
+        }
+        let conn = match timeout(self.connect_timeout, Conn::new(self.opts.clone())).await {
+            Ok(connected) => connected?,
+            Err(_elapsed) => return Err(Fault::Silent("no connection within the connect timeout")),
+        };
+        Ok(Lease { pool: self, conn: Some(conn), reused: false, _place: place })
+    }
+
+    /// Closes what is idle: after the end of one connection the others are in doubt.
+    pub(super) fn distrust(&self) {
+        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        idle.into_iter().for_each(|idle| discard(idle.conn));
+    }
+
+    /// Closes what is idle and waits until it is closed, within the bound of each goodbye.
+    pub(super) async fn close(&self) {
+        while let Some(idle) = self.pop_idle() {
+            let _ = timeout(GOODBYE_TIMEOUT, idle.conn.disconnect()).await;
+        }
+    }
+
+    fn pop_idle(&self) -> Option<Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn push_idle(&self, conn: Conn) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = idle.iter().take_while(|idle| idle.since.elapsed() > self.idle_ttl).count();
+        let old: Vec<_> = idle.drain(..old).collect();
+        idle.push(Idle { conn, since: Instant::now() });
+        drop(idle);
+        old.into_iter().for_each(|idle| discard(idle.conn));
+    }
+}
+
+impl Lease<'_> {
+    /// Gives the connection back: nothing is open on it, neither a transaction nor a result.
+    pub(super) fn keep(mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.pool.push_idle(conn);
+        }
+    }
+}
+
+impl Deref for Lease<'_> {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        self.conn.as_ref().expect("taken only by keep and drop, which end the lease")
+    }
+}
+
+impl DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Conn {
+        self.conn.as_mut().expect("taken only by keep and drop, which end the lease")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            discard(conn);
+        }
+    }
+}
+
+/// Closes a connection in a task of its own, with a bound: left to itself the driver would first read what a frozen
+/// server still owes.
+fn discard(conn: Conn) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            let _ = timeout(GOODBYE_TIMEOUT, conn.disconnect()).await;
+        });
+    }
+}
