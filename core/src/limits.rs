@@ -48,9 +48,6 @@ pub const ACCEPT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Events one turn of the ingest engine handles: one Redis script, one INSERT, one push per gateway.
 pub const INGEST_BATCH_MAX: usize = 512;
 
-/// Events a broker may have delivered without an ack; two turns, so that the next is there when one ends.
-pub const INGEST_PREFETCH_EVENTS: usize = 2 * INGEST_BATCH_MAX;
-
 /// Events one turn of the push engine handles.
 pub const PUSH_BATCH_MAX: usize = 1024;
 
