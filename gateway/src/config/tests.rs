@@ -94,7 +94,7 @@ fn each_wrong_value_names_its_key_and_what_is_expected() {
         ("data_dir=", "data_dir", "folder"),
         ("listen.tcp=7400", "listen.tcp", "port"),
         ("listen.http=localhost", "listen.http", "port"),
-        ("runtime.shards=many", "runtime.shards", "0 to 256"),
+        ("runtime.shards=many", "runtime.shards", "0 to 64"),
         ("runtime.engine_threads=-1", "runtime.engine_threads", "0 to 256"),
         ("rabbitmq.partitions=0", "rabbitmq.partitions", "1 to 64"),
         ("mysql.pool_max=0", "mysql.pool_max", "1 to 1024"),

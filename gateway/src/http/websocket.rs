@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -56,7 +56,7 @@ pub(super) async fn upgrade<B: Backend>(State(api): State<Arc<Api<B>>>, mut requ
     if *api.life.borrow() != Life::Serving {
         return Problem::later("draining", "this gateway is going away; connect again").into_response();
     }
-    let accept = match check(request.headers()) {
+    let accept = match check(&request) {
         Ok(key) => accept_of(key),
         Err(problem) => return problem.into_response(),
     };
@@ -79,9 +79,11 @@ pub(super) async fn upgrade<B: Backend>(State(api): State<Arc<Api<B>>>, mut requ
 }
 
 /// The client's key, if the request is an opening handshake. The method was checked by the route.
-fn check(headers: &HeaderMap) -> Result<&HeaderValue, Problem> {
+fn check(request: &Request) -> Result<&HeaderValue, Problem> {
+    let headers = request.headers();
     let named = |name| move |token: &str| token.eq_ignore_ascii_case(name);
-    if !offers(headers, &UPGRADE, named("websocket")) || !offers(headers, &CONNECTION, named("upgrade")) {
+    let old = request.version() < Version::HTTP_11;
+    if old || !offers(headers, &UPGRADE, named("websocket")) || !offers(headers, &CONNECTION, named("upgrade")) {
         let detail = "connect with a WebSocket client: Upgrade: websocket, Connection: Upgrade";
         let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_upgrade_required", detail);
         return Err(problem.with(UPGRADE, "websocket").with(SEC_WEBSOCKET_VERSION, "13"));

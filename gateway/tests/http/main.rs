@@ -1,0 +1,12 @@
+//! The HTTP side over real loopback sockets, on the in-process twins: what clients, probes and attackers see.
+
+#![allow(clippy::unwrap_used)]
+
+mod accounts;
+mod history;
+mod limits;
+mod probes;
+mod refusals;
+mod rooms;
+mod websocket;
+mod world;
