@@ -189,7 +189,7 @@ impl World {
             Ok(Kind::History) => v1::History {
                 conversation_id,
                 before_seq: number,
-                after_seq: (number % 2 == 0).then_some(number),
+                after_seq: number.is_multiple_of(2).then_some(number),
                 page_size: number as u32,
             }
             .encode_to_vec(),
