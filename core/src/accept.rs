@@ -15,7 +15,8 @@ use crate::delivery::{Accepting, Confirmed, Mailboxes, Settled, ShardId, ShardIn
 use crate::event::IngestEvent;
 use crate::ids::{Partition, UserId};
 use crate::limits::{
-    ACCEPT_QUEUE_BYTES_MAX, ACCEPT_QUEUE_MAX, PUBLISH_BYTES_MAX, PUBLISH_EVENTS_MAX, PUBLISH_WINDOW_MAX,
+    ACCEPT_QUEUE_BYTES_MAX, ACCEPT_QUEUE_MAX, PUBLISH_BYTES_MAX, PUBLISH_EAGER_MAX, PUBLISH_EVENTS_MAX,
+    PUBLISH_WINDOW_MAX,
 };
 use crate::meter;
 use crate::ports::{Archive, Backend, IngestQueue, PortResult};
@@ -67,6 +68,8 @@ pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQ
     let mut taken = Vec::new();
     let mut open = true;
     while open || !in_flight.is_empty() {
+        // While the broker is busy a batch forms; a full one leaves at once.
+        let pile = if in_flight.len() < PUBLISH_EAGER_MAX { 1 } else { PUBLISH_EVENTS_MAX };
         tokio::select! {
             biased;
             Some(first) = in_flight.next(), if !in_flight.is_empty() => {
@@ -78,7 +81,7 @@ pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQ
                 }
                 acceptor.post(settled).await;
             }
-            more = queue.take(PUBLISH_EVENTS_MAX * 4, &mut taken), if open && in_flight.len() < PUBLISH_WINDOW_MAX => {
+            more = queue.take_pile(pile, PUBLISH_EVENTS_MAX * 4, &mut taken), if open && in_flight.len() < PUBLISH_WINDOW_MAX => {
                 if more == Err(Closed) {
                     open = false;
                     continue;

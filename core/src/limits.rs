@@ -32,6 +32,10 @@ pub const PUBLISH_EVENTS_MAX: usize = 64;
 /// Bytes of bodies in one AMQP message: well below RabbitMQ's frame, so that it is one frame.
 pub const PUBLISH_BYTES_MAX: usize = 96 * 1024;
 
+/// AMQP messages without their confirm before a partition waits for a full batch: one on its way and one behind it keep
+/// the broker busy, more would only be smaller.
+pub const PUBLISH_EAGER_MAX: usize = 2;
+
 /// AMQP messages without their confirm, per partition. Bounds what a broken connection makes uncertain.
 pub const PUBLISH_WINDOW_MAX: usize = 32;
 
@@ -43,9 +47,6 @@ pub const ACCEPT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Events one turn of the ingest engine handles: one Redis script, one INSERT, one push per gateway.
 pub const INGEST_BATCH_MAX: usize = 512;
-
-/// Events a broker may have delivered without an ack; two turns, so that the next is there when one ends.
-pub const INGEST_PREFETCH_EVENTS: usize = 2 * INGEST_BATCH_MAX;
 
 /// Events one turn of the push engine handles.
 pub const PUSH_BATCH_MAX: usize = 1024;

@@ -88,24 +88,31 @@ impl<T: Weigh> Queue<T> {
     /// # Errors
     /// [`Closed`] once the queue is closed and empty.
     pub async fn take(&self, items_max: usize, into: &mut Vec<T>) -> Result<(), Closed> {
+        self.take_pile(1, items_max, into).await
+    }
+
+    /// As [`Queue::take`], but waits until at least `items_min` have piled up, or the queue is closed.
+    ///
+    /// # Errors
+    /// As for [`Queue::take`].
+    pub async fn take_pile(&self, items_min: usize, items_max: usize, into: &mut Vec<T>) -> Result<(), Closed> {
         loop {
             let filled = self.filled.notified();
-            if self.take_now(items_max, into)? {
+            if self.take_now(items_min, items_max, into)? {
                 return Ok(());
             }
             filled.await;
         }
     }
 
-    /// Moves up to `items_max` to `into` without waiting; whether there was any.
-    ///
-    /// # Errors
-    /// As for [`Queue::take`].
-    pub fn take_now(&self, items_max: usize, into: &mut Vec<T>) -> Result<bool, Closed> {
+    fn take_now(&self, items_min: usize, items_max: usize, into: &mut Vec<T>) -> Result<bool, Closed> {
         {
             let mut state = self.lock();
-            if state.items.is_empty() {
-                return if state.closed { Err(Closed) } else { Ok(false) };
+            if state.closed && state.items.is_empty() {
+                return Err(Closed);
+            }
+            if state.items.len() < items_min && !state.closed {
+                return Ok(false);
             }
             let count = state.items.len().min(items_max);
             let taken: usize = state.items.iter().take(count).map(Weigh::weight_bytes).sum();

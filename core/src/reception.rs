@@ -61,6 +61,14 @@ struct Refusal {
     close: Option<CloseCode>,
 }
 
+impl Refusal {
+    /// A client that cannot log in now is better off elsewhere, or later: PROTOCOL.md, "States".
+    fn of_login(self) -> Self {
+        let close = self.close.or((self.code == Code::Unavailable).then_some(CloseCode::Unavailable));
+        Self { close, ..self }
+    }
+}
+
 impl From<PortError> for Refusal {
     fn from(error: PortError) -> Self {
         tracing::warn!(%error, "a request failed");
@@ -95,7 +103,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         let ticket = request.ticket;
         let outcome = match request.ask {
             Ask::Login { token, device, watch } => {
-                let outcome = self.login(ticket, &token, device, watch).await;
+                let outcome = self.login(ticket, &token, device, watch).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
                 outcome

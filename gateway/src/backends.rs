@@ -18,7 +18,7 @@ use crate::sqlite::{OpenError, SqliteArchive};
 
 /// Partitions of the embedded ingest leg. The archive has one writer that commits what all of them have piled up, so a few
 /// are enough to keep it busy while the others prepare their turn.
-pub const EMBEDDED_PARTITIONS: u32 = 4;
+pub const EMBEDDED_PARTITIONS: u32 = 8;
 
 /// Everything in this process, messages in one file.
 pub struct Embedded {

@@ -54,7 +54,8 @@ impl Pulse {
     /// # Errors
     /// The runtime's error if it is shutting down.
     pub async fn wait(&mut self) -> std::io::Result<()> {
-        // A timer is read as the eight bytes of its expirations. A larger buffer lets the runtime see that there is no more.
+        // A timer is read as the eight bytes of its expirations. A larger buffer lets the runtime see that there is no
+        // more.
         let mut expirations = [0; 16];
         self.0.read(&mut expirations).await.map(drop)
     }

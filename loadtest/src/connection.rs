@@ -1,6 +1,7 @@
 //! One connection to the gateway: dialling and login, the commands in flight, and the bytes waiting to be written.
 //!
-//! In: a token; out: a [`Connection`] that is logged in, with the limits the server stated. Afterwards the lane drives it:
+//! In: a token; out: a [`Connection`] that is logged in, with the limits the server stated. Afterwards the lane drives
+//! it:
 //! `issue` takes a place in flight, `answered` gives it back, `flush` writes all that has been put since the last time.
 //!
 //! Commands in flight never exceed what the server allows. Correlations are places in a table: unique while in flight.

@@ -1,9 +1,10 @@
 //! The generator's threads: each owns a lane, on a current-thread runtime of its own.
 //!
-//! In: a plan of conversations with their members' accounts; out: connected lanes ([`Generator::connect`]), then a run at a
-//! fixed rate ([`Generator::start`]), then what was measured ([`Generator::finish`]).
+//! In: a plan of conversations with their members' accounts; out: connected lanes ([`Generator::connect`]), then a run
+//! at a fixed rate ([`Generator::start`]), then what was measured ([`Generator::finish`]).
 //!
-//! A thread has one task per connection, which reads, and one that takes turns, which writes. They share the lane through a
+//! A thread has one task per connection, which reads, and one that takes turns, which writes. They share the lane
+//! through a
 //! `RefCell` that is never borrowed across an await.
 
 use std::cell::RefCell;
@@ -134,8 +135,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Starts the threads and connects everybody; `watch` is called now and then with the connections so far and returns
-    /// false to give up.
+    /// Starts the threads and connects everybody; `watch` is called now and then with the connections so far and
+    /// returns false to give up.
     ///
     /// # Errors
     /// The first connection that could not be made.

@@ -1,10 +1,12 @@
 //! The judge: was every accepted message delivered to every receiver exactly once and in order?
 //!
-//! In: facts in the order in which they were seen: a message was sent, accepted, refused, delivered, a receiver's connection
-//! closed. Out: counts and [`Findings`]. Pure logic: no clock, no socket, so that made-up histories can test it.
+//! In: facts in the order in which they were seen: a message was sent, accepted, refused, delivered, a receiver's
+//! connection closed. Out: counts and [`Findings`]. Pure logic: no clock, no socket, so that made-up histories can test
+//! it.
 //!
-//! Memory holds what is unsettled, not the history: a message is forgotten once it is accepted and every receiver is past
-//! its sequence. What is forgotten can still be told from what never was, because sequences and counters are dense.
+//! Memory holds what is unsettled, not the history: a message is forgotten once it is accepted and every receiver is
+//! past its sequence. What is forgotten can still be told from what never was, because sequences and counters are
+//! dense.
 
 use std::collections::{BTreeSet, VecDeque};
 

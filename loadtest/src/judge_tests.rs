@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A conversation of three in which each member has sent two messages, all accepted. Sequence n is message n of `order`.
+/// A conversation of three in which each member has sent two messages, all accepted. Sequence n is message n of
+/// `order`.
 struct World {
     judge: Judge,
 }

@@ -1,7 +1,7 @@
 //! One thread's share of the load: whole conversations with all their connections, and nothing shared with other lanes.
 //!
-//! In: bytes from its connections (`poll_connection`) and the passing of turns (`take_turn`); out: frames, one write per
-//! connection and turn, and facts for its judge and its tally.
+//! In: bytes from its connections (`poll_connection`) and the passing of turns (`take_turn`); out: frames, one write
+//! per connection and turn, and facts for its judge and its tally.
 //!
 //! Nothing here waits. A message costs no allocation: frames are copied from templates, replies find their command by
 //! index, deliveries carry their own stamp.
@@ -294,6 +294,10 @@ impl Lane {
             }
         };
         self.read_buffer = buffer;
+        // Messages that were held back have taken the places of those that were answered; they have waited long enough.
+        if self.connections[index].is_touched {
+            self.flush(self.clock.now_ns());
+        }
         polled
     }
 

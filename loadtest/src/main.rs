@@ -1,7 +1,9 @@
 //! `tidegate-loadtest`: drives a gateway at a fixed rate and judges what it delivers.
 //!
-//! In: the command line; out: a report and an exit code ([`report::Verdict`]). It knows the protocol and the HTTP API only,
-//! never the server's code, so that it cannot cheat.
+//! In: the command line; out: a report and an exit code ([`report::Verdict`]). It knows the protocol and the HTTP API
+//! only, never the server's code, so that it cannot cheat.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test may panic"))]
 
 mod clock;
 mod connection;
@@ -78,7 +80,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         if let Some(status) = gateway.has_ended() {
             eprintln!("the gateway ended by itself: {status}");
         }
-        if !matches!(played, Ok(Verdict::Pass | Verdict::Void)) {
+        if !STOP.load(Ordering::Relaxed) && !matches!(played, Ok(Verdict::Pass | Verdict::Void)) {
             gateway.keep_data();
         }
     }

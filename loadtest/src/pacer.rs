@@ -4,8 +4,8 @@
 //! schedule knows nothing of replies: a slow server cannot slow it down, and a turn that comes late keeps its intended
 //! time, so that waiting counts as latency (no coordinated omission).
 
-/// Length of a turn. A thousand a second keep the number of system calls low at any rate; the times at which messages are
-/// due lie on this grid, so that pacing by turns adds no latency of its own.
+/// Length of a turn. A thousand a second keep the number of system calls low at any rate; the times at which messages
+/// are due lie on this grid, so that pacing by turns adds no latency of its own.
 pub const TURN_NS: u64 = 1_000_000;
 
 /// One turn's work.

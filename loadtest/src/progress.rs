@@ -1,4 +1,5 @@
-//! What a person sees while a run goes on: bars and one line of figures on a terminal, a line every few seconds elsewhere.
+//! What a person sees while a run goes on: bars and one line of figures on a terminal, a line every few seconds
+//! elsewhere.
 //!
 //! Everything goes to the standard error output, so that the report can be piped.
 

@@ -255,7 +255,8 @@ fn traffic_table(out: &mut String, result: &TrafficResult) -> std::fmt::Result {
         let [start, peak] = [server.rss_start_bytes, server.rss_peak_bytes].map(mib);
         writeln!(
             out,
-            "  server      {cpu_s:.2} s CPU, {cores:.2} cores, {us:.1} us per delivery; RSS {start:.0} MiB at the start, {peak:.0} MiB peak"
+            "  server      {cpu_s:.2} s CPU, {cores:.2} cores, {us:.1} us per delivery; \
+             RSS {start:.0} MiB at the start, {peak:.0} MiB peak"
         )?;
     }
     let GeneratorUse { cpu_s, cores, .. } = result.generator;
@@ -267,7 +268,8 @@ fn traffic_table(out: &mut String, result: &TrafficResult) -> std::fmt::Result {
     let Counts { sent, accepted, refused, delivered, unanswered, uncertain, .. } = result.messages;
     writeln!(
         out,
-        "  messages    {sent} sent, {accepted} accepted, {refused} refused, {unanswered} unanswered, {uncertain} uncertain; {delivered} deliveries"
+        "  messages    {sent} sent, {accepted} accepted, {refused} refused, {unanswered} unanswered, \
+         {uncertain} uncertain; {delivered} deliveries"
     )?;
     let Whole { held_back, never_written, repeated, errors, other_pushes, closed, .. } = &result.whole;
     if held_back + never_written + repeated > 0 {

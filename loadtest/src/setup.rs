@@ -1,7 +1,7 @@
 //! Setting up the people: the HTTP API as far as it takes: register, log in, open rooms, join them.
 //!
-//! In: names; out: [`Account`]s and rooms. Requests that are told to come later are repeated within a bound. No error names
-//! a token or a password.
+//! In: names; out: [`Account`]s and rooms. Requests that are told to come later are repeated within a bound. No error
+//! names a token or a password.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,5 @@
-//! What is measured: histograms of time and counts over the measured part of a run. Each thread has a tally; they add up.
+//! What is measured: histograms of time and counts over the measured part of a run. Each thread has a tally; they add
+//! up.
 
 use std::collections::BTreeMap;
 

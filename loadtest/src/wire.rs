@@ -1,7 +1,7 @@
 //! The wire's hot paths, by hand: what is sent or received once per message.
 //!
-//! In: payload bytes of a `Message` or `SendAck`; out: borrowed views of the few fields the judge looks at. In: a message's
-//! coordinates; out: its `Send` frame, copied from a template. Everything that is not hot goes through prost.
+//! In: payload bytes of a `Message` or `SendAck`; out: borrowed views of the few fields the judge looks at. In: a
+//! message's coordinates; out: its `Send` frame, copied from a template. Everything that is not hot goes through prost.
 //!
 //! The views agree with prost on every valid payload (tested), and no payload makes them panic.
 
@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{ContentType, Send};
 use tidegate_proto::{HEAD_BYTES, Kind, frame};
 
-/// Where a message came from and when it was due. It travels in the body, so that a receiver needs no shared map to tell
-/// how long the message took.
+/// Where a message came from and when it was due. It travels in the body, so that a receiver needs no shared map to
+/// tell how long the message took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Tells apart messages of two runs.

@@ -1,5 +1,7 @@
 //! The whole program against a server that is right, and against servers that each break one promise.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a failed test may panic")]
+
 mod fake;
 
 use std::process::{Command, Output, Stdio};

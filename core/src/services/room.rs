@@ -16,7 +16,7 @@ use crate::event::{Membership, PushEvent};
 use crate::ids::{ConversationId, RoomId, UserId};
 use crate::limits::{NAME_CHARS_MAX, ROOM_CAPACITY_MIN, ROOM_MEMBERS_MAX, ROOMS_PAGE_MAX};
 use crate::meter;
-use crate::ports::{Archive as _, Backend, Joined, PushQueue as _, PushTarget, Room, User};
+use crate::ports::{Archive as _, Backend, HotStore as _, Joined, PushQueue as _, PushTarget, Room, UnreadCount, User};
 
 use super::{ServiceError, ServiceResult};
 
@@ -89,7 +89,11 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
     pub async fn join(&self, room: RoomId, user: UserId) -> ServiceResult<Room> {
         match self.backend.archive().join_room(room, user, self.clock.now()).await? {
             // `Already` too: the first try may have died between the archive and the announcement.
-            Joined::Now | Joined::Already => self.announce(room, user, Membership::Joined).await,
+            Joined::Now => {
+                self.forget_unread(room, user).await;
+                self.announce(room, user, Membership::Joined).await;
+            }
+            Joined::Already => self.announce(room, user, Membership::Joined).await,
             Joined::Full => return Err(ServiceError::RoomFull),
             Joined::NoRoom => return Err(ServiceError::RoomUnknown),
         }
@@ -129,6 +133,20 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
         let mut rooms = self.backend.archive().rooms_of(user).await?;
         rooms.sort_unstable();
         Ok(rooms)
+    }
+
+    /// What was written before the join is not unread. The hot store may still have the count of an earlier membership; if
+    /// it cannot be reached, the count is wrong in the fast view only: logins show the archive's.
+    async fn forget_unread(&self, room: RoomId, user: UserId) {
+        let conversation = ConversationId::Room(room);
+        let reset = async {
+            let last = self.backend.archive().last_seqs(&[conversation]).await?;
+            let counted_to = last.first().copied().unwrap_or_default();
+            self.backend.hot().set_unread(&[(user, UnreadCount { conversation, unread: 0, counted_to })]).await
+        };
+        if let Err(error) = reset.await {
+            tracing::warn!(%error, "could not reset an unread count");
+        }
     }
 
     /// Tells every gateway, within a bound. A repetition is harmless to them.

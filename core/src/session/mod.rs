@@ -245,7 +245,7 @@ impl Session {
         let mut departed = None;
         match &mut self.state {
             State::LoggingIn { bound } => {
-                departed = bound.take().map(|member| member.depart(&mut actions.interests));
+                departed = bound.take().map(|member| (*member).depart(&mut actions.interests));
                 self.state = State::Anonymous;
             }
             State::Ready(member) => member.in_flight = member.in_flight.saturating_sub(1),
@@ -253,7 +253,7 @@ impl Session {
         }
         actions.refuse(correlation, code, refusal_text(code));
         if let Some(close) = close {
-            self.end(close, "the token was not accepted", actions);
+            self.end(close, close.text(), actions);
         }
         departed
     }
@@ -310,7 +310,7 @@ impl Session {
     /// The connection is gone: gives back what the shard has registered for it, and whose presence ends.
     pub fn handle_gone(&mut self, interests: &mut Vec<Interest>) -> Option<Departed> {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member.depart(interests)),
+            State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some((*member).depart(interests)),
             _ => None,
         }
     }
@@ -350,7 +350,7 @@ impl Session {
 }
 
 impl Member {
-    fn depart(self: Box<Self>, interests: &mut Vec<Interest>) -> Departed {
+    fn depart(self, interests: &mut Vec<Interest>) -> Departed {
         interests.extend(self.rooms.iter().map(|room| Interest::Ends(ConversationId::Room(*room))));
         interests.extend(self.watching.iter().map(|lobby| Interest::Ends(ConversationId::Lobby(*lobby))));
         Departed { user: self.user, device: self.device, session: self.session }

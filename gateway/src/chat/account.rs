@@ -167,6 +167,8 @@ pub fn make_and_keep(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 

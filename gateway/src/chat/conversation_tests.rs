@@ -1,5 +1,7 @@
 //! The sync rule, case by case. A world of one conversation: what exists, what is pushed, what is asked for.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 use super::*;
 
 const NONE: [u64; 0] = [];

@@ -12,12 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustyline::completion::Completer;
+use rustyline::config::Configurer as _;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{ColorMode, Config, Context, Helper};
+use rustyline::{ColorMode, Config, Helper};
 use tokio::sync::{mpsc, oneshot};
 
 use super::command;
@@ -61,9 +62,14 @@ pub type Editor = rustyline::Editor<Hooks, DefaultHistory>;
 /// # Errors
 /// If standard input or output is no terminal.
 pub fn editor() -> rustyline::Result<(Editor, Arc<Gate>)> {
-    // Colours are our own, and passwords are hidden by a highlighter, which runs only where colours are on.
-    let config = Config::builder().color_mode(ColorMode::Enabled).max_history_size(HISTORY_MAX)?.build();
+    let config = Config::builder()
+        // Colours are our own, but the hooks hang on a highlighter, which is called only where colours are on.
+        .color_mode(ColorMode::Enabled)
+        .max_history_size(HISTORY_MAX)?
+        .build();
     let mut editor = Editor::with_config(config)?;
+    // An editor that leaves while it prints would not end the synchronized update.
+    editor.enable_synchronized_output(false);
     let gate = Arc::new(Gate::default());
     editor.set_helper(Some(Hooks { gate: Arc::clone(&gate), secret: AtomicBool::new(false) }));
     Ok((editor, gate))
@@ -97,7 +103,7 @@ pub fn read(mut editor: Editor, gate: &Gate, typed: &mpsc::Sender<Typed>) {
             break;
         }
         let Ok(given) = given.blocking_recv() else { break };
-        // `Gate::make_leave` ends the editor by unwinding, see `Hooks::hint`.
+        // `Gate::make_leave` ends the editor by unwinding, see `Hooks::highlight`.
         match catch_unwind(AssertUnwindSafe(|| read_line(&mut editor, gate, &given.text))) {
             Ok(Some(line)) => text = line,
             Ok(None) => {
@@ -251,15 +257,6 @@ pub struct Hooks {
 
 impl Hinter for Hooks {
     type Hint = String;
-
-    /// Called at each refresh, in raw mode; there is never a hint. The editor has no other way out than a key: unwinding
-    /// through it runs its guards, which give the terminal back, and `resume_unwind` does not report a panic.
-    fn hint(&self, _: &str, _: usize, _: &Context<'_>) -> Option<String> {
-        if !self.gate.refresh() {
-            resume_unwind(Box::new("the editor leaves"));
-        }
-        None
-    }
 }
 
 impl Validator for Hooks {
@@ -271,7 +268,13 @@ impl Validator for Hooks {
 }
 
 impl Highlighter for Hooks {
+    /// Called whenever the line is painted, in raw mode, also after something was printed around it. The editor has no other
+    /// way out than a key: unwinding through it runs its guards, which give the terminal back, and `resume_unwind` does
+    /// not report a panic.
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        if !self.gate.refresh() {
+            resume_unwind(Box::new("the editor leaves"));
+        }
         if self.secret.load(Ordering::Relaxed) { Cow::Owned(String::new()) } else { Cow::Borrowed(line) }
     }
 
@@ -288,6 +291,8 @@ impl Helper for Hooks {}
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
     use super::*;
 
     #[test]

@@ -223,7 +223,7 @@ fn password(args: &ChatArgs, api: &Api, editor: Option<&mut Editor>) -> Result<P
         let what = "no terminal to ask for a password; give it with TIDEGATE_CHAT_PASSWORD";
         return make(may_make.ok_or_else(|| Stop::Say(EX_USAGE, what.to_owned()))?);
     };
-    let hint = if may_make.is_some() { " (Enter: one is made and kept on this machine)" } else { "" };
+    let hint = if may_make.is_some() { " (Enter makes and keeps one)" } else { "" };
     let prompt = format!("Password for {}{hint}: ", escape(&args.user));
     loop {
         match keyboard::ask_secret(editor, &prompt) {

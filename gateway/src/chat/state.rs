@@ -103,6 +103,8 @@ pub struct State {
     met: bool,
     conversations: HashMap<String, Conversation>,
     watched: BTreeSet<String>,
+    /// The next older messages are the answer to a command.
+    older_wanted: bool,
     outbox: Outbox,
     /// Own messages whose push came before their acknowledgement, and the other way round.
     own_seen: VecDeque<Bytes>,
@@ -120,6 +122,7 @@ impl State {
             current: home.clone(),
             watched: BTreeSet::from([home.clone()]),
             home,
+            older_wanted: false,
             online: false,
             met: false,
             conversations: HashMap::new(),
@@ -370,6 +373,7 @@ impl State {
     /// The user goes to a conversation.
     pub fn open(&mut self, now: Instant, id: &str) {
         id.clone_into(&mut self.current);
+        self.older_wanted = false;
         if Place::of(id) == Place::Lobby && self.watched.insert(id.to_owned()) {
             self.asks.push_back(Ask::Watch(vec![id.to_owned()]));
         }
@@ -398,6 +402,8 @@ impl State {
         let current = self.current.clone();
         if !self.entry(&current).fetch_older(now, count) {
             self.notice(vec!["there is nothing older".into()]);
+        } else {
+            self.older_wanted = true;
         }
         self.pump(now);
     }
@@ -414,11 +420,16 @@ impl State {
         all.sort_unstable_by_key(|(id, c)| (std::cmp::Reverse(c.unread()), *id));
         let line = |(id, conversation): (&String, &Conversation)| {
             let here = if *id == self.current { "> " } else { "  " };
+            let number = match Place::of(id) {
+                Place::Room(room) => format!("  (room {room})"),
+                Place::Private(..) => "  (private)".to_owned(),
+                Place::Lobby => String::new(),
+            };
             let unread = match conversation.unread() {
                 0 => String::new(),
                 count => format!("  {count} unread"),
             };
-            Line::Output(vec![here.into(), Part::Title(id.clone()), format!("  ({id}){unread}").into()])
+            Line::Output(vec![here.into(), Part::Title(id.clone()), format!("{number}{unread}").into()])
         };
         all.into_iter().map(line).collect()
     }
@@ -466,6 +477,10 @@ impl State {
                     self.entry(id).handle_shown(message.seq, here, own);
                 }
                 Step::Older(messages) => {
+                    if here && self.older_wanted {
+                        self.older_wanted = false;
+                        self.notice(vec![format!("{} older messages:", messages.len()).into()]);
+                    }
                     self.lines.extend(messages.iter().map(|message| Line::Said(Said::new(message, !here))));
                     if here {
                         self.entry(id).handle_read_here();

@@ -1,5 +1,7 @@
 //! The state as the loop sees it: what it asks for and what it shows.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 use super::*;
 use crate::chat::line::{Names, Paint};
 
@@ -102,7 +104,7 @@ fn what_is_said_elsewhere_says_where_and_opening_it_marks_it_read() {
     assert_eq!(desk.lines(), ["[room 7] user 2: psst"]);
     let told = |delivered, read| Ask::Receipt { conversation: "r_7".into(), delivered, read };
     assert_eq!(desk.asks(), [told(10, 9)]);
-    assert!(desk.state.list()[0].render(&Names::of(1), 0, Paint::Off).ends_with("(r_7)  1 unread"));
+    assert!(desk.state.list()[0].render(&Names::of(1), 0, Paint::Off).ends_with("(room 7)  1 unread"));
     desk.now += Duration::from_secs(1);
     desk.state.open(desk.now, "r_7");
     assert_eq!(desk.asks(), [told(10, 10)], "it is on the screen already");

@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// A line waits so long for a name, then a number stands for it.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Attempts to connect that are so far apart are told of.
+const LONG_DELAY: Duration = Duration::from_secs(20);
+
 /// After the end of piped input: nothing happened for so long, and everything is done.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -82,6 +85,9 @@ struct Run {
     online: bool,
     /// It was online before.
     met: bool,
+    /// The user knows of this outage, and that it is a long one.
+    told_lost: bool,
+    told_long: bool,
     /// When input ended.
     finishing: Option<Instant>,
     /// When something last happened.
@@ -103,6 +109,8 @@ impl Talk {
             ahead_ms: 0,
             online: false,
             met: false,
+            told_lost: false,
+            told_long: false,
             finishing: None,
             stirred: now,
         };
@@ -263,8 +271,12 @@ impl Run {
                 self.online = false;
                 self.unasked = None;
                 state.handle_lost(now);
-                let seconds = retry_in.as_secs_f64().ceil();
-                state.notice(vec![format!("connection lost ({why}); trying again in {seconds} s").into()]);
+                // One line per outage, and one more when it has become a long one.
+                if !std::mem::replace(&mut self.told_lost, true) {
+                    state.notice(vec![format!("no connection ({why}); trying again").into()]);
+                } else if retry_in > LONG_DELAY && !std::mem::replace(&mut self.told_long, true) {
+                    state.notice(vec![format!("still no connection ({why}); trying every minute").into()]);
+                }
             }
             Event::Ended { why } => return Some(Outcome::Ended(why)),
         }
@@ -274,6 +286,7 @@ impl Run {
     fn handle_online(&mut self, now: Instant, login: v1::LoginReply) {
         let again = std::mem::replace(&mut self.met, true);
         self.online = true;
+        (self.told_lost, self.told_long) = (false, false);
         self.ahead_ms = i64::try_from(login.server_time_ms).unwrap_or(0) - i64::try_from(now_ms()).unwrap_or(0);
         let what = if again { "connected again" } else { "connected" };
         let gateway = escape(&login.gateway_id);
@@ -335,12 +348,9 @@ impl Run {
 
     fn open(&mut self, name: String) {
         let (now, state) = (Instant::now(), &mut self.talk.state);
-        if name == "lobby" {
-            let home = state.home().to_owned();
-            state.open(now, &home);
-        } else if self.talk.lobbies.contains(&name) {
-            state.open(now, &name);
-            return;
+        let lobby = if name == "lobby" { Some(state.home().to_owned()) } else { None };
+        if let Some(lobby) = lobby.or_else(|| self.talk.lobbies.iter().find(|lobby| **lobby == name).cloned()) {
+            return state.open(now, &lobby);
         }
         let is_meant = |id: &&str| name == **id || same(&self.talk.names.title(id), &name);
         let room = state.rooms().find(is_meant).map(str::to_owned);

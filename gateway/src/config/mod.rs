@@ -101,7 +101,7 @@ pub struct RabbitMq {
 /// The hot store.
 #[derive(Clone, Debug)]
 pub struct Redis {
-    /// `redis://user:password@host:port/db`, or the cluster's or sentinel's form.
+    /// `redis://user:password@host:port/db`, or the sentinel's form.
     pub url: Secret,
 }
 
@@ -209,7 +209,7 @@ impl Config {
                 url: url(&mut read, "rabbitmq.url", &["amqp"])?,
                 partitions: read.number("rabbitmq.partitions", 1..=64)?,
             },
-            redis: Redis { url: url(&mut read, "redis.url", &["redis", "redis-cluster", "redis-sentinel"])? },
+            redis: Redis { url: url(&mut read, "redis.url", &["redis", "redis-sentinel"])? },
             mysql: MySql {
                 url: url(&mut read, "mysql.url", &["mysql"])?,
                 pool_max: read.number("mysql.pool_max", 1..=1024)?,

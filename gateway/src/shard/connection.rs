@@ -4,7 +4,8 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_core::session::Session;
+use tidegate_core::session::{Actions, Session};
+use tidegate_proto::v1::CloseCode;
 use tidegate_proto::websocket;
 use tokio::net::tcp::OwnedWriteHalf;
 
@@ -76,6 +77,18 @@ impl Connection {
                 message.freeze()
             }
         }
+    }
+
+    /// The Close frame and, over WebSocket, the close frame of RFC 6455 behind it.
+    #[must_use]
+    pub fn last_words(&self, code: CloseCode) -> Bytes {
+        let mut actions = Actions::default();
+        actions.close(code, code.text());
+        let mut last = BytesMut::from(self.wrap(actions.replies));
+        if let Transport::WebSocket(_) = self.transport {
+            websocket::put_close(&mut last, code.number(), code.text());
+        }
+        last.freeze()
     }
 
     /// One round of writing without waiting. When the last word is out, our direction of the socket is shut.

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tidegate_core::accept::AcceptQueues;
 use tidegate_core::delivery::{Request, ShardId};
 use tidegate_core::limits::SHARD_TURN_INPUTS_MAX;
@@ -52,7 +51,7 @@ pub struct ShardConfig {
     pub outbox_bytes_max: usize,
     /// Connections of this shard.
     pub connections_max: usize,
-    /// From the first byte to the reply to Login.
+    /// From the connection to the reply to Login.
     pub handshake_timeout: Duration,
     /// Silence after which a logged-in connection is closed.
     pub idle_timeout: Duration,
@@ -223,7 +222,7 @@ async fn adopt_upgraded(shard: Shard, mailboxes: ShardMailboxes) {
             match TcpStream::from_std(one.stream) {
                 Ok(stream) => {
                     let transport = Transport::WebSocket(websocket::Decoder::new(websocket::Role::Server));
-                    shard.adopt(stream, transport, &Bytes::from(one.early));
+                    shard.adopt(stream, transport, &one.early);
                 }
                 Err(error) => tracing::warn!(%error, "could not take over a WebSocket"),
             }

@@ -27,6 +27,10 @@ use crate::telemetry;
 /// Bytes of one read at most. Large, because the buffer is the shard's: it costs once, not per connection.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Replies of one read beyond this leave before more of its frames are handled; a WebSocket message of them stays far
+/// below the largest frame.
+const REPLIES_BYTES: usize = 16 * 1024;
+
 /// How long a connection may take to read its Close frame, in seconds.
 const CLOSE_LINGER_S: u32 = 2;
 
@@ -52,6 +56,8 @@ pub struct State {
     turn_begun: Rc<Notify>,
     drained: Rc<Notify>,
     is_draining: bool,
+    /// The read in progress brought a whole frame, or a WebSocket ping or pong.
+    was_heard: bool,
     counts: Counts,
 }
 
@@ -82,6 +88,7 @@ impl State {
             turn_begun: Rc::default(),
             drained: Rc::default(),
             is_draining: false,
+            was_heard: false,
             counts: Counts::default(),
         }
     }
@@ -113,11 +120,10 @@ impl State {
         let deadline_s = self.wheel.now_s() + seconds(self.config.handshake_timeout);
         let mut connection = Connection::new(writer, transport, generation, deadline_s);
         if self.connections.len() >= self.config.connections_max || self.is_draining {
-            let mut actions = Actions::default();
-            actions.close(CloseCode::Overloaded, CloseCode::Overloaded.text());
-            let _ = connection.outbox.enqueue(connection.wrap(actions.replies), usize::MAX);
+            let code = if self.is_draining { CloseCode::Draining } else { CloseCode::Overloaded };
+            connection.outbox.end_with(connection.last_words(code));
             let _ = connection.flush();
-            count_close(CloseCode::Overloaded.label());
+            count_close(code.label());
             return None;
         }
         connection.partial = early.into();
@@ -229,10 +235,13 @@ impl State {
         if connection.phase == Phase::Closing {
             return true;
         }
-        if connection.session.is_ready() {
+        self.was_heard = false;
+        self.feed(slot, bytes);
+        let connection = &mut self.connections[slot as usize];
+        // A part of a frame is no sign of life: a client could hold a connection with a byte now and then.
+        if self.was_heard && connection.phase == Phase::Open && connection.session.is_ready() {
             connection.deadline_s = now_s + seconds(self.config.idle_timeout);
         }
-        self.feed(slot, bytes);
         true
     }
 
@@ -256,7 +265,6 @@ impl State {
     /// The opening and frames; what is left in `bytes` is the beginning of a frame.
     fn feed_stream(&mut self, slot: Slot, now: Millis, bytes: &mut Bytes) {
         let connection = &mut self.connections[slot as usize];
-        let key = ConnectionKey { shard: self.id, slot, generation: connection.generation };
         let actions = &mut self.actions;
         if connection.session.expects_opening() {
             match bytes.first_chunk::<OPENING_BYTES>() {
@@ -269,20 +277,45 @@ impl State {
                 None => return,
             }
         }
-        while actions.close.is_none() {
+        while self.feed_frames(slot, now, bytes) {
+            self.flush_early(slot);
+        }
+    }
+
+    /// Frames until none is whole any more, or their replies are worth a write of their own: `true` then.
+    fn feed_frames(&mut self, slot: Slot, now: Millis, bytes: &mut Bytes) -> bool {
+        let connection = &mut self.connections[slot as usize];
+        let key = ConnectionKey { shard: self.id, slot, generation: connection.generation };
+        let actions = &mut self.actions;
+        let mut is_full = false;
+        while actions.close.is_none() && !is_full {
             match frame::next_frame(bytes, self.config.frame_bytes_max) {
                 Ok(Some(frame)) => {
                     self.counts.frames += 1;
+                    self.was_heard = true;
                     connection.session.handle_frame(now, key, frame, &self.context, actions);
+                    is_full = actions.replies.len() >= REPLIES_BYTES;
                 }
                 Ok(None) => break,
                 Err(error) => connection.session.handle_frame_error(error, actions),
             }
         }
-        if actions.close.is_some() {
+        let is_ended = actions.close.is_some();
+        if is_ended {
             bytes.clear();
         }
         self.apply_actions(slot);
+        is_full && !is_ended
+    }
+
+    /// A client that sends many small commands at once gets its replies in several writes; the outbox is for clients that
+    /// do not read.
+    fn flush_early(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot as usize];
+        if !connection.is_draining_outbox && !connection.session.holds_pushes() {
+            // What is left, and an error, shows again at the turn's end.
+            let _ = connection.flush();
+        }
     }
 
     fn feed_websocket(&mut self, slot: Slot, now: Millis, bytes: &mut BytesMut) {
@@ -310,10 +343,11 @@ impl State {
                     }
                 }
                 Ok(Some(websocket::Event::Ping(payload))) => {
+                    self.was_heard = true;
                     websocket::put_pong(&mut raw, &payload);
                     self.enqueue(slot, raw.freeze());
                 }
-                Ok(Some(websocket::Event::Pong(_))) => {}
+                Ok(Some(websocket::Event::Pong(_))) => self.was_heard = true,
                 Ok(Some(websocket::Event::Close { code, .. })) => {
                     websocket::put_close(&mut raw, code.unwrap_or(websocket::close_code::NORMAL), "");
                     self.end_websocket(slot, raw.freeze(), "peer_left");
@@ -387,15 +421,9 @@ impl State {
 
     /// The receiver does not keep up: what is queued is dropped, it is told, and it resumes by sequence.
     fn end_slow_consumer(&mut self, slot: Slot) {
-        let mut actions = Actions::default();
         let code = CloseCode::SlowConsumer;
-        actions.close(code, code.text());
         let connection = &mut self.connections[slot as usize];
-        let mut last = BytesMut::from(connection.wrap(actions.replies));
-        if let Transport::WebSocket(_) = connection.transport {
-            websocket::put_close(&mut last, code.number(), code.text());
-        }
-        connection.outbox.end_with(last.freeze());
+        connection.outbox.end_with(connection.last_words(code));
         self.linger(slot, code.label());
     }
 
@@ -477,6 +505,7 @@ impl State {
                         let session = &mut connection.session;
                         let departed = session.handle_refused(ticket.correlation, code, close, &mut self.actions);
                         self.depart(ticket.connection.slot, departed);
+                        self.end_if_drained(ticket.connection.slot);
                         self.apply_actions(ticket.connection.slot);
                     }
                 }
@@ -485,6 +514,7 @@ impl State {
                         && connection.generation == ticket.connection.generation
                     {
                         connection.session.handle_answer(&reply, &mut self.actions);
+                        self.end_if_drained(ticket.connection.slot);
                         self.apply_actions(ticket.connection.slot);
                     }
                 }
@@ -570,18 +600,20 @@ impl State {
 
     fn settle(&mut self, settled: &Settled) {
         let key = settled.ticket.connection;
-        let is_draining = self.is_draining;
         if self.of_key(key).is_none() {
             return;
         }
-        let mut actions = std::mem::take(&mut self.actions);
-        let connection = &mut self.connections[key.slot as usize];
-        connection.session.handle_settled(settled, &mut actions);
-        if is_draining && connection.session.in_flight() == 0 {
-            connection.session.handle_end(CloseCode::Draining, CloseCode::Draining.text(), &mut actions);
-        }
-        self.actions = actions;
+        self.connections[key.slot as usize].session.handle_settled(settled, &mut self.actions);
+        self.end_if_drained(key.slot);
         self.apply_actions(key.slot);
+    }
+
+    /// While draining, a connection is closed with the reply to its last command.
+    fn end_if_drained(&mut self, slot: Slot) {
+        let connection = &mut self.connections[slot as usize];
+        if self.is_draining && connection.phase == Phase::Open && connection.session.in_flight() == 0 {
+            connection.session.handle_end(CloseCode::Draining, CloseCode::Draining.text(), &mut self.actions);
+        }
     }
 
     /// Whether the connection was still there.

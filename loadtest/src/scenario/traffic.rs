@@ -48,11 +48,19 @@ pub fn run(
     let window_start_ns = start_ns + as_ns(load.warmup);
     let window = Window { start_ns: window_start_ns, end_ns: window_start_ns + as_ns(load.duration) };
     generator.start(Timing { start_ns, rate_per_s: load.rate, window, patience_ns: as_ns(load.patience) });
-    let (measured_s, host_cores_busy) = watch(stage, name, &generator, window, server.as_mut());
+    let measured = watch(stage, name, &generator, window, server.as_mut());
     let outcome = generator.finish()?;
-    let per_s = |count: u64| count as f64 / measured_s;
-    let server = server.and_then(|probe| probe.conclude(measured_s, outcome.tally.delivered));
-    Ok(conclude(stage, name, parameters, load, outcome, measured_s, server, host_cores_busy, per_s))
+    let server = server.and_then(|probe| probe.conclude(measured.seconds, outcome.tally.delivered));
+    Ok(TrafficResult { parameters, server, ..conclude(stage, name, load, outcome, measured) })
+}
+
+/// The measured part as it was.
+#[derive(Clone, Copy)]
+struct Measured {
+    /// Shorter than asked for if the user ended it.
+    seconds: f64,
+    /// Everything on this machine together.
+    host_cores_busy: Option<f64>,
 }
 
 /// Connects everybody under a progress bar.
@@ -68,15 +76,14 @@ pub fn connect(stage: &Stage<'_>, plan: &Plan) -> anyhow::Result<Generator> {
     })
 }
 
-/// Shows figures until the lanes end. Returns the length of the measured part in seconds, shorter than asked for if the
-/// user ended it, and the cores that were busy in it.
+/// Shows figures until the lanes end.
 fn watch(
     stage: &Stage<'_>,
     name: &str,
     generator: &Generator,
     window: Window,
     mut server: Option<&mut ServerProbe>,
-) -> (f64, Option<f64>) {
+) -> Measured {
     let mut bar = Bar::figures(name);
     let (mut begun, mut ended_ns) = (None, None);
     let mut busy_s = None;
@@ -109,7 +116,8 @@ fn watch(
                     .map(|ns| ns as f64 / 1e6);
             bar.show(|| {
                 format!(
-                    "{name}: offered {:.0}/s, accepted {:.0}/s, delivered {:.0}/s, p99 ack {ack_ms:.2} ms, delivery {delivery_ms:.2} ms",
+                    "{name}: offered {:.0}/s, accepted {:.0}/s, delivered {:.0}/s, \
+                     p99 ack {ack_ms:.2} ms, delivery {delivery_ms:.2} ms",
                     per_s(figures[0], last.1),
                     per_s(figures[1], last.2),
                     per_s(figures[2], last.3),
@@ -119,22 +127,20 @@ fn watch(
         }
     }
     let measured_ns = ended_ns.unwrap_or(window.end_ns).saturating_sub(window.start_ns);
-    let measured_s = (measured_ns as f64 / 1e9).max(1e-3);
-    (measured_s, busy_s.map(|busy| busy / measured_s))
+    let seconds = (measured_ns as f64 / 1e9).max(1e-3);
+    Measured { seconds, host_cores_busy: busy_s.map(|busy| busy / seconds) }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// The verdict and the numbers; parameters and server are the caller's to add.
 fn conclude(
     stage: &Stage<'_>,
     name: &'static str,
-    parameters: Value,
     load: &LoadOptions,
     outcome: Outcome,
-    measured_s: f64,
-    server: Option<ServerUse>,
-    host_cores_busy: Option<f64>,
-    per_s: impl Fn(u64) -> f64,
+    measured: Measured,
 ) -> TrafficResult {
+    let Measured { seconds: measured_s, host_cores_busy } = measured;
+    let per_s = |count: u64| count as f64 / measured_s;
     let tally = &outcome.tally;
     let generator = GeneratorUse {
         cpu_s: outcome.cpu_seconds,
@@ -166,7 +172,7 @@ fn conclude(
         name,
         verdict,
         reasons,
-        parameters,
+        parameters: Value::Null,
         measured_s,
         offered_per_s: per_s(tally.offered),
         accepted_per_s: per_s(tally.accepted),
@@ -177,7 +183,7 @@ fn conclude(
         messages: outcome.counts,
         whole: tally.whole.clone(),
         findings: outcome.findings,
-        server,
+        server: None,
         generator,
         host_cores_busy,
     }

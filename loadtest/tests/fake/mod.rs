@@ -1,7 +1,7 @@
 //! A server that speaks just enough of the protocol to be judged, with faults that can be switched on.
 //!
-//! In: a [`Behaviour`]; out: addresses to connect to. It keeps everything in one locked state on a thread of its own: it is
-//! to be right or wrong on purpose, not fast.
+//! In: a [`Behaviour`]; out: addresses to connect to. It keeps everything in one locked state on a thread of its own:
+//! it is to be right or wrong on purpose, not fast.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -169,6 +169,7 @@ fn answer_http(shared: &Shared, path: &str, user_id: u64, body: &Value) -> Value
 // ---- frames
 
 async fn serve_frames(stream: TcpStream, shared: Shared) -> Option<()> {
+    stream.set_nodelay(true).unwrap();
     let (mut reader, mut writer) = stream.into_split();
     let (outbox, mut frames) = mpsc::channel::<Bytes>(100_000);
     tokio::spawn(async move {
@@ -226,7 +227,7 @@ impl State {
 
     fn take_send(&mut self, sender_id: u64, correlation: u16, send: Send) {
         self.tries += 1;
-        if self.behaviour == Behaviour::OverloadedNowAndThen && self.tries % 10 == 0 {
+        if self.behaviour == Behaviour::OverloadedNowAndThen && self.tries.is_multiple_of(10) {
             let error = Error { code: Code::Overloaded.into(), retry_after_ms: 5, ..Error::default() };
             return self.push(sender_id, encoded(Kind::Error, correlation, &error));
         }
