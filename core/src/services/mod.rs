@@ -10,4 +10,7 @@ pub mod chat;
 pub mod room;
 pub mod user;
 
+#[cfg(test)]
+mod testing;
+
 pub use error::{ServiceError, ServiceResult};

@@ -181,3 +181,29 @@ fn legal_room_name(name: &str) -> Option<&str> {
     };
     ((1..=NAME_CHARS_MAX).contains(&chars) && !name.contains(unseen)).then_some(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Millis;
+    use crate::services::testing::{Impatient, World};
+
+    #[tokio::test]
+    async fn a_broker_that_hangs_does_not_hold_a_change_up() {
+        let world = Arc::new(World::new());
+        let owner = world.archive().create_user("bob", "", Millis(1)).await.expect("in memory").expect("the first bob");
+        let rooms = RoomService::new(world, Impatient);
+        let room = rooms.create("den", owner, None).await.expect("the archive took it");
+        assert_eq!(rooms.rooms_of(owner).await, Ok(vec![room.id]));
+    }
+
+    #[test]
+    fn room_names_are_what_people_see() {
+        for name in ["x", "Den of bob", "房间 1", "🎲!", &"x".repeat(32)] {
+            assert_eq!(legal_room_name(name), Some(name));
+        }
+        for name in ["", " \t ", "a\nb", "a\u{a0}b", "a\u{200b}", "\u{feff}a", "a\u{202e}b", &"x".repeat(33)] {
+            assert_eq!(legal_room_name(name), None, "{name:?}");
+        }
+    }
+}

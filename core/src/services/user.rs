@@ -186,7 +186,45 @@ fn hashing(error: PortError) -> ServiceError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::ports::PortResult;
+    use crate::services::testing::World;
+
+    /// Writes down what it is asked to verify; a password is its own hash.
+    #[derive(Default)]
+    struct Witness {
+        verified: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl PasswordHasher for Witness {
+        async fn hash(&self, password: String) -> PortResult<String> {
+            Ok(password)
+        }
+
+        async fn verify(&self, password: String, hash: String) -> PortResult<bool> {
+            self.verified.lock().expect("no panic").push(hash.clone());
+            Ok(password == hash)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_user_costs_one_verification_as_a_known_one_does() {
+        let hasher = Witness::default();
+        let verified = Arc::clone(&hasher.verified);
+        let rules = LoginRules { token_ttl: Duration::from_secs(60), decoy_hash: "the decoy".to_owned() };
+        let users = UserService::new(Arc::new(World::new()), hasher, rules);
+        users.register("bob", "correct horse".to_owned(), Millis(1)).await.expect("a new name");
+        for (name, password) in [("bob", "wrong horse"), ("nobody", "wrong horse"), ("no body", "the decoy")] {
+            let answer = users.login(name, password.to_owned(), "token").await;
+            assert_eq!(answer, Err(ServiceError::CredentialsWrong), "{name}");
+        }
+        assert_eq!(*verified.lock().expect("no panic"), ["correct horse", "the decoy", "the decoy"]);
+        assert_eq!(users.holder("token").await, Err(ServiceError::TokenInvalid));
+        users.login("BOB", "correct horse".to_owned(), "token").await.expect("the right password");
+        assert_eq!(users.authenticate("token").await.map(|user| user.name), Ok("bob".to_owned()));
+    }
 
     #[test]
     fn names_are_of_any_script_and_show_themselves() {

@@ -298,7 +298,11 @@ fn auth(read: &mut Reader) -> Result<Auth, ConfigError> {
     Ok(Auth {
         token_ttl: seconds(read, "auth.token_ttl_s", 1..=10 * 365 * 86_400)?,
         password_cost: cost,
-        hash_concurrency_max: or_cores(read.number("auth.hash_concurrency_max", 0..=1024)?),
+        hash_concurrency_max: match read.number("auth.hash_concurrency_max", 0..=1024)? {
+            // The other half stays with the shards, so that a rush of logins does not delay chat.
+            0 => or_cores(0).div_ceil(2),
+            number => number,
+        },
     })
 }
 

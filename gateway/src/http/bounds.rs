@@ -17,8 +17,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Changes that run to their end after their client went away.
 pub const CHANGES_MAX: usize = 256;
 
-/// Hashes waiting for each one being computed: at some 20 ms a hash this is well under a second of queue.
-pub const HASHES_WAITING_PER_RUNNING: usize = 16;
+/// Hashes waiting for each one being computed: at some 20 ms a hash the last one waits two to three seconds.
+pub const HASHES_WAITING_PER_RUNNING: usize = 128;
 
 /// Time between two accepts after the system ran out of files: closing connections frees some meanwhile.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);

@@ -63,6 +63,23 @@ fn a_connection_too_many_is_told_to_come_later() {
 }
 
 #[test]
+fn a_client_that_never_reads_its_answers_is_cut() {
+    let world = World::with_bounds(Bounds { connections_max: 1, write_timeout: SHORT, ..Bounds::default() });
+    let mut deaf = world.connect();
+    deaf.set_nonblocking(true).unwrap();
+    // It asks on and on; once the answers fill every buffer on the way, the server's patience begins to run.
+    let requests = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    eventually("the server hangs up", || {
+        deaf.write(requests.as_bytes()).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+    });
+    eventually("the one place is free again", || {
+        let mut stream = world.connect();
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        read_to_end(&mut stream).starts_with("HTTP/1.1 200")
+    });
+}
+
+#[test]
 fn at_the_end_idle_connections_close_and_requests_under_way_are_answered() {
     let mut world = World::new();
     let mut idle = world.connect();
