@@ -164,6 +164,55 @@ async fn who_says_nothing_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_frame_is_no_sign_of_life() {
+    let world = embedded(&["heartbeat.max_interval_s=1", "heartbeat.min_interval_s=1", "heartbeat.probe_count=1"]);
+    let anna = world.user("anna").await;
+    let mut client = world.connect(&anna, "pc").await;
+    client.raw(&Head { kind: Kind::Send as u8, flags: 0, correlation: 1, payload_bytes: 4096 }.encode()).await;
+    let (reader, mut writer) = client.wire.into_inner().into_split();
+    let dripping = tokio::spawn(async move {
+        while writer.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let mut bytes = Vec::new();
+    let end = tokio::time::timeout(support::DEADLINE, reader.take(1 << 16).read_to_end(&mut bytes)).await;
+    assert!(end.is_ok(), "a drip does not hold the connection");
+    let close = frame::next_frame(&mut bytes.into(), 1 << 16).unwrap().expect("a Close frame");
+    let close = <v1::Close as prost::Message>::decode(close.payload).unwrap();
+    assert_eq!(close.code(), CloseCode::Idle);
+    dripping.await.unwrap();
+    world.gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_commands_at_once_are_all_answered() {
+    const PINGS: usize = 40_000;
+    let world = embedded(&["limits.outbox_bytes_max=131072"]);
+    let anna = world.user("anna").await;
+    let mut client = world.connect(&anna, "pc").await;
+    let ping = Head { kind: Kind::Ping as u8, flags: 0, correlation: 7, payload_bytes: 0 }.encode();
+    let (mut reader, mut writer) = client.wire.get_mut().split();
+    let pings = ping.repeat(PINGS);
+    let mut bytes = BytesMut::new();
+    let read = async {
+        let mut pongs = 0;
+        while pongs < PINGS {
+            assert_ne!(reader.read_buf(&mut bytes).await.unwrap(), 0, "closed after {pongs} replies");
+            let mut whole = bytes.split().freeze();
+            while let Some(frame) = frame::next_frame(&mut whole, 1 << 16).unwrap() {
+                assert_eq!(frame.head.kind, Kind::Pong as u8);
+                pongs += 1;
+            }
+            bytes.extend_from_slice(&whole);
+        }
+    };
+    let both = async { tokio::join!(writer.write_all(&pings), read) };
+    tokio::time::timeout(support::DEADLINE, both).await.expect("all replies in time").0.unwrap();
+    world.gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_never_reads_is_closed_and_the_others_get_everything() {
     let world = embedded(&["limits.outbox_bytes_max=131072"]);
     let (anna, ben) = (world.user("anna").await, world.user("ben").await);
