@@ -55,9 +55,11 @@ Examples:
   tidegate chat --user ben --server http://192.168.0.7:7480
   printf 'hello\\n/msg ben are you there?\\n' | tidegate chat --user anna
 
-The first use of a name registers it. On this machine's own server Enter instead of a password makes one and keeps it in
-~/.config/tidegate/chat/<server>/<user>. /help lists what can be typed. Without a terminal, lines are read to the end of
-the input; messages go to standard output, notices to standard error; it ends when everything is acknowledged.")]
+The first use of a name registers it. On this machine's own server, Enter instead of a password makes one and keeps it \
+in ~/.config/tidegate/chat/<server>/<user>. /help lists what can be typed.
+
+Without a terminal, lines are read to the end of the input; messages go to standard output, notices to standard error; \
+it ends when everything is acknowledged.")]
 pub struct ChatArgs {
     /// Who you are; registered at the first use
     #[arg(long, short, value_name = "NAME")]
