@@ -15,8 +15,10 @@ use tokio::sync::oneshot;
 use super::reader::{last_seq, number};
 use super::{SERVICE, port_error, to_column};
 
-/// Rows one commit takes before the first of them are answered. Eight largest batches: about 20 ms of work.
-const GROUP_ROWS_MAX: usize = 4096;
+/// Rows one commit takes before the first of them are answered. Half of what the partitions can have on their way, so that
+/// one half prepares its turn while the other commits: all at once left the writer idle half of the time (private load at
+/// 50,000/s: p99 895 ms with 4096, 181 ms with 2048).
+const GROUP_ROWS_MAX: usize = 2048;
 
 /// Something to be written.
 pub(super) enum Change {
