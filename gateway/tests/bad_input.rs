@@ -163,6 +163,27 @@ async fn who_says_nothing_is_closed() {
     world.gateway.stop().await;
 }
 
+/// A client that neither reads nor leaves must not keep the gateway's socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_connection_gives_its_socket_back() {
+    let world = embedded(&["limits.handshake_timeout_s=1"]);
+    let silent = TcpStream::connect(world.address).await.unwrap();
+    let (client, gateway) = (silent.local_addr().unwrap().port(), world.address.port());
+    support::eventually("the gateway accepts", async || is_held(gateway, client).then_some(())).await;
+    support::eventually("the socket is given back", async || (!is_held(gateway, client)).then_some(())).await;
+    world.gateway.stop().await;
+}
+
+/// Whether a process holds the socket of `local` towards `remote`; the kernel's own have no inode.
+fn is_held(local: u16, remote: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let port = |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+        port(fields[1]) == local && port(fields[2]) == remote && fields[9] != "0"
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_a_frame_is_no_sign_of_life() {
     let world = embedded(&["heartbeat.max_interval_s=1", "heartbeat.min_interval_s=1", "heartbeat.probe_count=1"]);

@@ -8,6 +8,7 @@ use tidegate_core::session::{Actions, Session};
 use tidegate_proto::v1::CloseCode;
 use tidegate_proto::websocket;
 use tokio::net::tcp::OwnedWriteHalf;
+use tokio::task::AbortHandle;
 
 use super::outbox::{Flushed, Outbox};
 
@@ -15,6 +16,8 @@ use super::outbox::{Flushed, Outbox};
 pub struct Connection {
     /// `None` once everything was said and our direction is shut.
     pub(super) writer: Option<Rc<OwnedWriteHalf>>,
+    /// The task that reads. It holds the other half of the socket, so it ends with the connection.
+    pub(super) reading: Option<AbortHandle>,
     pub(super) transport: Transport,
     pub(super) session: Session,
     pub(super) outbox: Outbox,
@@ -28,6 +31,15 @@ pub struct Connection {
     pub(super) is_draining_outbox: bool,
     /// It is in the shard's list of connections to flush at the end of the turn.
     pub(super) is_touched: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A client that neither reads nor leaves would keep the task, and the task the socket.
+        if let Some(reading) = &self.reading {
+            reading.abort();
+        }
+    }
 }
 
 /// What the connection's bytes are wrapped in.
@@ -53,6 +65,7 @@ impl Connection {
     pub fn new(writer: OwnedWriteHalf, transport: Transport, generation: u32, deadline_s: u32) -> Self {
         Self {
             writer: Some(Rc::new(writer)),
+            reading: None,
             transport,
             session: Session::default(),
             outbox: Outbox::default(),

@@ -122,10 +122,11 @@ impl Shard {
             return;
         };
         let shard = self.clone();
-        spawn_local(async move {
+        let reading = spawn_local(async move {
             shard.read(slot, reader).await;
             shard.0.borrow_mut().remove(slot, generation);
         });
+        self.0.borrow_mut().set_reading(slot, generation, reading.abort_handle());
     }
 
     /// Reads until the connection ends. The task holds a socket and two numbers: memory per connection is what it costs.

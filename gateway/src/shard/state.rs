@@ -15,6 +15,7 @@ use tidegate_proto::v1::{CloseCode, Code};
 use tidegate_proto::{OPENING_BYTES, Opening, frame, websocket};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::connection::{Connection, Phase, Transport};
 use super::index::{Edge, Index, Slot};
@@ -134,6 +135,14 @@ impl State {
             self.feed(slot, bytes);
         }
         Some((slot, generation))
+    }
+
+    /// The task that reads from a connection, to be ended with it.
+    pub fn set_reading(&mut self, slot: Slot, generation: u32, reading: AbortHandle) {
+        match self.get(slot, generation) {
+            Some(connection) => connection.reading = Some(reading),
+            None => reading.abort(),
+        }
     }
 
     /// Lets a connection go. Does nothing if the slot has another one by now.
@@ -626,6 +635,10 @@ impl State {
         let mut actions = std::mem::take(&mut self.actions);
         let connection = &mut self.connections[slot as usize];
         connection.session.handle_welcome(reply, &mut actions);
+        // The wheel looks at the entry of the handshake's deadline; one that is nearer needs an entry of its own.
+        if deadline_s < connection.deadline_s {
+            self.wheel.insert((slot, ticket.connection.generation), deadline_s);
+        }
         connection.deadline_s = deadline_s;
         let first = connection.wrap(actions.replies.split());
         connection.outbox.enqueue_first(first);
