@@ -188,6 +188,9 @@ pub enum SequenceGrant {
 pub struct Presence {
     /// Gateways that hold at least one of the user's sessions, without duplicates. Empty: the user is away.
     pub gateways: Vec<GatewayId>,
+    /// The store lost its memory a moment ago, and not every gateway may have told it yet whom it holds: the user may be
+    /// elsewhere as well.
+    pub uncertain: bool,
 }
 
 /// A session came, stays or goes. Applied in order.
@@ -217,6 +220,15 @@ pub enum PresenceChange {
         /// The user.
         user: UserId,
     },
+}
+
+/// What the store says to a gateway's sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// It has heard of this process before.
+    Known,
+    /// It has not, or has forgotten everything since: the gateway's sessions are to be renewed now.
+    Unknown,
 }
 
 /// What a batch means for one recipient in one conversation.
@@ -288,6 +300,14 @@ pub trait HotStore: Send + Sync + 'static {
     /// # Errors
     /// [`PortError`]; repeating is harmless.
     fn change_presence(&self, changes: &[PresenceChange]) -> impl Future<Output = PortResult<()>> + Send;
+
+    /// This gateway lives. One that says so no more, while others do, no longer holds anybody after
+    /// [`crate::limits::GATEWAY_TTL`]; what a former process of the same name held, it no longer holds from the first beat
+    /// or change of presence of its successor on.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless.
+    fn beat(&self) -> impl Future<Output = PortResult<Beat>> + Send;
 
     /// Counts unread messages and fills inboxes. Idempotent: sequences at or below what was already counted or filed for
     /// (user, conversation) are skipped. Counts of users the store does not know stay unknown; since those are computed

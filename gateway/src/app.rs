@@ -108,7 +108,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     finishing.spawn(async move { reception.run(&queue).await });
     let (queue, departures_backend) = (Arc::clone(&departures), Arc::clone(&backend));
     finishing.spawn(async move { presence::run_departures(&queue, departures_backend, clock).await });
-    endless.spawn(presence::run_renewals(Arc::clone(&routes), Arc::clone(&backend), clock));
+    endless.spawn(presence::run_beats(Arc::clone(&routes), Arc::clone(&backend), clock));
 
     let links = ShardLinks {
         mailboxes: mailboxes.clone(),

@@ -16,8 +16,8 @@ use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
 use tidegate_core::ids::{GatewayId, Partition, UserId};
 use tidegate_core::ports::{
-    Backend, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PushQueue, PushTarget, SequenceGrant,
-    SequenceRequest, Summary, TokenState, UnreadCount,
+    Backend, Beat, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PushQueue, PushTarget,
+    SequenceGrant, SequenceRequest, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -125,6 +125,7 @@ impl HotStore for MoodyHotStore {
         sequence(partition: Partition, request: SequenceRequest) -> Vec<SequenceGrant>;
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> ();
+        beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();

@@ -53,6 +53,7 @@ macro_rules! hot_store_contract {
             presence_cases: a_device_taken_over_is_not_ended_by_its_former_session,
             presence_cases: a_device_moves_between_gateways,
             presence_cases: renewal_makes_a_lost_user_present_again,
+            presence_cases: a_beat_tells_a_gateway_that_it_was_forgotten,
             presence_cases: changes_of_one_batch_apply_in_order,
             presence_cases: hundreds_of_users_are_looked_up_in_order,
             unread_cases: counts_are_unknown_until_seeded,

@@ -2,7 +2,7 @@
 
 use super::{HotStoreFixture, gateway};
 use crate::ids::{GatewayId, SessionId, UserId};
-use crate::ports::{HotStore, PresenceChange};
+use crate::ports::{Beat, HotStore, PresenceChange};
 
 const USER: UserId = UserId(7);
 
@@ -73,6 +73,21 @@ pub async fn renewal_makes_a_lost_user_present_again(fixture: &impl HotStoreFixt
     change(&a, &[PresenceChange::Renewed { user: USER }]).await;
     change(&b, &[PresenceChange::Renewed { user: USER }, PresenceChange::Renewed { user: USER }]).await;
     assert_eq!(places(&a, USER).await, [gateway("a"), gateway("b")]);
+}
+
+/// A gateway learns from its beat that the store has never heard of it, or forgot everything, whoever else has come since.
+pub async fn a_beat_tells_a_gateway_that_it_was_forgotten(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    assert_eq!(a.beat().await.expect("the store answers"), Beat::Unknown);
+    assert_eq!(a.beat().await.expect("the store answers"), Beat::Known);
+    assert_eq!(b.beat().await.expect("the store answers"), Beat::Unknown);
+    change(&a, &[here(USER, "phone", 1)]).await;
+    fixture.lose_everything().await;
+    change(&a, &[here(UserId(8), "phone", 2)]).await;
+    assert_eq!(places(&b, UserId(8)).await, [gateway("a")], "a login counts before the next beat");
+    assert_eq!(a.beat().await.expect("the store answers"), Beat::Unknown, "others are still to be renewed");
+    assert_eq!(a.beat().await.expect("the store answers"), Beat::Known);
+    assert_eq!(b.beat().await.expect("the store answers"), Beat::Unknown);
 }
 
 /// A batch may hold a whole life.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
 use self::presence::Places;
@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::ids::{ConversationId, GatewayId, Millis, Partition, Seq, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary, TokenState,
+    Beat, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary, TokenState,
     UnreadCount,
 };
 
@@ -48,6 +48,8 @@ pub struct EmbeddedHotStore<C> {
 struct State {
     sequences: Sequences,
     places: Places,
+    /// Gateways that have beaten since everything was lost.
+    known: FxHashSet<GatewayId>,
     unread: Aging<UserId, Unread>,
     inboxes: Aging<UserId, Inbox>,
     /// By the token's hash, so that the key is plain data and a dump of memory holds no token.
@@ -59,6 +61,7 @@ impl Default for State {
         Self {
             sequences: Sequences::default(),
             places: Places::default(),
+            known: FxHashSet::default(),
             unread: Aging::new(COUNTS_GENERATION_MAX),
             inboxes: Aging::new(INBOXES_GENERATION_MAX),
             tokens: Aging::new(TOKENS_GENERATION_MAX),
@@ -131,6 +134,12 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         let mut state = self.state();
         changes.iter().for_each(|change| state.places.change(&self.gateway, change, now));
         Ok(())
+    }
+
+    /// All gateways of this store live in its own process, so none is ever found dead.
+    async fn beat(&self) -> PortResult<Beat> {
+        let is_new = self.state().known.insert(self.gateway.clone());
+        Ok(if is_new { Beat::Unknown } else { Beat::Known })
     }
 
     async fn file(&self, filings: &[Filing]) -> PortResult<()> {

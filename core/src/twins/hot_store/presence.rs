@@ -75,7 +75,7 @@ impl Places {
                 gateways.push(held.gateway.clone());
             }
         }
-        Presence { gateways }
+        Presence { gateways, uncertain: false }
     }
 
     /// Looks for what has expired whenever the number of users has doubled: constant time per change.

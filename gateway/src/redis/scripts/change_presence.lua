@@ -1,19 +1,26 @@
 -- Applies presence changes of one gateway, in order. Repeating it is harmless.
 --
--- KEYS    per change the user's hash: `gatewayId` (the gateway of the latest session), `device:<device>` and, where only a
---         renewal is known, `gateway:<gateway>`, both "<gateway>|<session, hex>|<valid until, Unix ms>"
--- ARGV[1] the gateway    ARGV[2] ms until what is not renewed is over
--- ARGV[3] the changes: `H`ere, `G`one or `R`enewed, device (length as u8, text), session (16 hex digits)
+-- KEYS[1]   the hash of beats, see beats.lua
+-- KEYS[2..] per change the user's hash: `gatewayId` (the gateway of the latest session), `device:<device>` and, where only a
+--           renewal is known, `gateway:<gateway>`, both "<gateway>|<session, hex>|<valid until, Unix ms>|<process, hex>"
+-- ARGV[1]   the gateway    ARGV[2] ms until what is not renewed is over
+-- ARGV[3]   the changes: `H`ere, `G`one or `R`enewed, device (length as u8, text), session (16 hex digits)
+-- ARGV[4]   the gateway's process (16 hex digits)    ARGV[5] ms for which a gateway is believed
 --
 -- Each place carries its own end: the hash of a user lives on while one device is renewed, others may have died since.
 
 local call = redis.call
-local gateway, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local gateway, ttl_ms, process = ARGV[1], tonumber(ARGV[2]), ARGV[4]
+local now = now_ms()
+
+-- Whoever changes something lives, also before its first beat; that one will hear that it was unknown.
+local before = string.match(call('HGET', KEYS[1], gateway) or '', '^%d+ (%x+)')
+if before ~= process then
+  speak(KEYS[1], gateway, process, now, tonumber(ARGV[5]), '?')
+end
 
 local function place(session)
-  return string.format('%s|%s|%.0f', gateway, session, now + ttl_ms)
+  return string.format('%s|%s|%.0f|%s', gateway, session, now + ttl_ms, process)
 end
 
 -- The live places of a user as {field, gateway, session, until}; takes out those that are over.
@@ -21,7 +28,7 @@ local function live_places(key)
   local places = {}
   local fields = call('HGETALL', key)
   for i = 1, #fields, 2 do
-    local held_by, session, valid_until = string.match(fields[i + 1], '^([^|]+)|(%x+)|(%d+)$')
+    local held_by, session, valid_until = string.match(fields[i + 1], '^([^|]+)|(%x+)|(%d+)|?%x*$')
     if held_by then
       if tonumber(valid_until) > now then
         places[#places + 1] = { fields[i], held_by, session, tonumber(valid_until) }
@@ -34,7 +41,7 @@ local function live_places(key)
 end
 
 local at = 1
-for i = 1, #KEYS do
+for i = 2, #KEYS do
   local key = KEYS[i]
   local change, device, session
   change, device, session, at = struct.unpack('>c1Bc0c16', ARGV[3], at)
