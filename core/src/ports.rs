@@ -31,6 +31,15 @@ pub enum PortError {
         /// As above.
         detail: String,
     },
+    /// What was to be written contradicts what somebody else has written meanwhile: nothing was done, and the same call
+    /// will not succeed. The caller is not the only writer it took itself for.
+    #[error("{service} has it otherwise: {detail}")]
+    Conflict {
+        /// As above.
+        service: &'static str,
+        /// As above.
+        detail: String,
+    },
     /// The other side of an in-process queue is gone: the process is ending.
     #[error("closed")]
     Closed,
@@ -152,35 +161,29 @@ pub trait PushConsumer: Send + 'static {
 // ---------------------------------------------------------------------------------------------------------------------
 // Hot store
 
-/// Asks for sequences for the messages of one batch, in their order.
-#[derive(Clone, Debug, Default)]
-pub struct SequenceRequest {
-    /// One entry per conversation of the batch.
-    pub runs: Vec<SequenceRun>,
-    /// Messages of this partition whose sequence the archive has committed since the last request; their allocation need
-    /// not be remembered any longer.
-    pub settled: Vec<MessageId>,
-}
-
 /// The messages of a batch that belong to one conversation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceRun {
     /// The conversation.
     pub conversation: ConversationId,
-    /// The highest sequence the caller knows to be in the archive, if it knows. The store never allocates at or below it.
-    pub floor: Option<Seq>,
-    /// In order.
-    pub messages: Vec<MessageId>,
+    /// Where the archive ends, as the caller read it there or has committed it.
+    pub end: End,
+    /// How many messages there are.
+    pub count: u32,
 }
 
 /// The answer for one [`SequenceRun`], in the request's order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceGrant {
-    /// One sequence per message of the run. A message that had one (this call is a repetition, or the batch was
-    /// redelivered) gets it again; the others get the next ones, without a gap.
-    Given(Vec<Seq>),
-    /// The store does not know the conversation and no floor was named: nothing was allocated in this run.
-    FloorNeeded,
+    /// The first of as many sequences as were asked for, without a gap: it follows the run's `end`. What was given before
+    /// and is not in the archive is given again; nobody has seen it.
+    Given(Seq),
+    /// The archive has been further than the run's `end`: nothing was given. Either the caller does not know the newest,
+    /// or the archive went back and others may have seen what it lost.
+    Discontinuous {
+        /// What was committed once.
+        kept: End,
+    },
 }
 
 /// Where a user is connected.
@@ -266,16 +269,19 @@ pub enum TokenState {
 
 /// Redis: recent and fast. It may lose everything; the archive is then asked again.
 pub trait HotStore: Send + Sync + 'static {
-    /// Allocates sequences. Idempotent by message id until the message is settled, so that a repeated call or a
-    /// redelivered batch gets the same answer.
+    /// Gives sequences to the messages of one batch; a conversation has one run. The archive's end is the floor, whatever the
+    /// store remembers or has lost. What it does remember ([`HotStore::settle`], and the ends of former runs) only shows
+    /// whether the archive is still as far as it was: by epoch, then by sequence.
     ///
     /// # Errors
-    /// [`PortError`]; allocations may or may not have happened, and the same request finds them again.
-    fn sequence(
-        &self,
-        partition: Partition,
-        request: SequenceRequest,
-    ) -> impl Future<Output = PortResult<Vec<SequenceGrant>>> + Send;
+    /// [`PortError`]; repeating repeats the answer.
+    fn sequence(&self, runs: &[SequenceRun]) -> impl Future<Output = PortResult<Vec<SequenceGrant>>> + Send;
+
+    /// The archive has committed these conversations up to here. An end below what the store knows changes nothing.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless.
+    fn settle(&self, ends: &[(ConversationId, End)]) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Where each of `users` is, in their order.
     ///
@@ -387,8 +393,8 @@ pub enum Joined {
     NoRoom,
 }
 
-/// Where a conversation ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a conversation ends. Of two ends the one of the greater epoch is further, then the one of the greater sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct End {
     /// What its sequences are comparable within.
     pub epoch: Epoch,
@@ -457,6 +463,12 @@ pub trait Archive: Send + Sync + 'static {
     /// begun one of its own.
     fn epoch(&self) -> Epoch;
 
+    /// Rises whenever a connection to the store broke. Another server may have taken over since, one that is behind: where
+    /// conversations end must be read again.
+    fn breaks(&self) -> u64 {
+        0
+    }
+
     /// Those of the messages that are stored, in any order. For deduplication.
     ///
     /// # Errors
@@ -484,8 +496,8 @@ pub trait Archive: Send + Sync + 'static {
     /// both users its members.
     ///
     /// # Errors
-    /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Refused`] if a
-    /// different message holds the sequence or the id: a broken invariant.
+    /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Conflict`] if a
+    /// different message holds a sequence of the batch, or the archive has one of its messages in another place.
     fn persist(&self, batch: &PersistBatch) -> impl Future<Output = PortResult<()>> + Send;
 
     /// One page, ascending, at most `size` messages.

@@ -161,16 +161,25 @@ async fn a_migration_that_was_cut_off_is_repeated() {
 }
 
 #[tokio::test]
-async fn killed_connections_are_replaced_unnoticed() {
-    let Some(database) = Database::new("killed_connections_are_replaced_unnoticed").await else { return };
+async fn killed_connections_are_replaced_and_counted() {
+    let Some(database) = Database::new("killed_connections_are_replaced_and_counted").await else { return };
     let archive = database.connect().await.expect("a new archive");
     let mut next = 1;
     for _ in 0..3 {
         archive.persist(&batch(messages(ROOM, next..=next + 9, ANN))).await.expect("persisted");
         next += 10;
+        let breaks = archive.breaks();
         assert!(database.kill_connections().await > 0);
+        assert_eq!(last(&archive).await, Seq(next - 1), "a question is asked again unnoticed");
+        assert!(archive.breaks() > breaks, "whoever must know can see it");
     }
-    assert_eq!(last(&archive).await, Seq(30));
+    // What is to be committed is not: the server at the new connection's end may be another.
+    database.kill_connections().await;
+    let rest = batch(messages(ROOM, next..=next + 9, ANN));
+    let persisted = archive.persist(&rest).await;
+    assert!(matches!(persisted, Err(PortError::Unavailable { .. })), "{persisted:?}");
+    assert_eq!(archive.persist(&rest).await, Ok(()));
+    assert_eq!(last(&archive).await, Seq(40));
     database.kill_connections().await;
     let room = archive.create_room("den", ANN, 4, tidegate_core::ids::Millis(1)).await;
     let retried = archive.create_room("den", ANN, 4, tidegate_core::ids::Millis(1)).await;

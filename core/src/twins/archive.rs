@@ -76,7 +76,8 @@ impl Default for MemoryArchive {
 
 impl State {
     fn end(&self, conversation: &ConversationId, archive: Epoch) -> End {
-        End { epoch: self.epochs.get(conversation).copied().unwrap_or(archive), last: self.last(conversation) }
+        let own = self.epochs.get(conversation).copied().unwrap_or_default();
+        End { epoch: own.max(archive), last: self.last(conversation) }
     }
 
     fn last(&self, conversation: &ConversationId) -> Seq {
@@ -107,7 +108,7 @@ impl State {
         match (self.places.get(&message.message_id), holder) {
             (None, None) => Ok(false),
             (Some(known), _) if *known == place => Ok(true),
-            _ => Err(PortError::Refused {
+            _ => Err(PortError::Conflict {
                 service: "memory",
                 detail: format!("another message holds {} {} or its id", message.conversation, message.seq.0),
             }),

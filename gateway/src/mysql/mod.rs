@@ -218,6 +218,10 @@ impl Archive for MySqlArchive {
         self.epoch
     }
 
+    fn breaks(&self) -> u64 {
+        self.pool.breaks()
+    }
+
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
         call!(self, repeated, |conn| self.reader.find(conn, messages))
     }
@@ -230,8 +234,9 @@ impl Archive for MySqlArchive {
         call!(self, repeated, |conn| writer::begin_epoch(conn, conversations, self.epoch))
     }
 
+    /// Not repeated on a new connection: what the server at its end has must be looked at first, and the caller does that.
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
-        call!(self, repeated, |conn| self.writer.persist(conn, &self.reader, batch))
+        call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch))
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {

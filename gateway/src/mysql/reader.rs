@@ -130,10 +130,7 @@ impl Reader {
 
     /// Reads [`own_epoch`].
     fn epoch(&self, row: &mut Row, index: usize) -> Result<Epoch, Fault> {
-        Ok(match column(row, index)? {
-            0 => self.archive_epoch,
-            own => Epoch(own),
-        })
+        Ok(Epoch(column(row, index)?).max(self.archive_epoch))
     }
 
     /// See [`tidegate_core::ports::Archive::missing`]. One statement for as many conversations as a login may name, at the

@@ -77,7 +77,7 @@ impl Writer {
                 places.get(&message.message_id).is_none_or(|place| *place == (message.conversation, message.seq))
             };
             if let Some(moved) = missing.iter().find(|message| !in_place(message)) {
-                return Err(Fault::Refused(format!("message {} is stored in another place", moved.message_id)));
+                return Err(Fault::Conflict(format!("message {} is stored in another place", moved.message_id)));
             }
             missing.retain(|message| !places.contains_key(&message.message_id));
             match self.commit(conn, &missing, batch).await {
@@ -86,7 +86,7 @@ impl Writer {
             }
             fruitless_rounds = if stored.is_empty() { fruitless_rounds + 1 } else { 0 };
         }
-        Err(Fault::Refused("another message holds a sequence of the batch".to_owned()))
+        Err(Fault::Conflict("another message holds a sequence of the batch".to_owned()))
     }
 
     /// One transaction: `messages`, and what else the batch brings.
@@ -253,7 +253,7 @@ fn first_of_private(message: &StoredMessage) -> Option<(UserId, UserId, Conversa
 /// Each message once.
 ///
 /// # Errors
-/// [`Fault::Refused`] if two of them share an id or a place.
+/// [`Fault::Conflict`] if two of them share an id or a place.
 fn distinct(messages: &[StoredMessage]) -> Result<Vec<&StoredMessage>, Fault> {
     let mut places = FxHashMap::default();
     let mut ids = FxHashMap::default();
@@ -264,7 +264,7 @@ fn distinct(messages: &[StoredMessage]) -> Result<Vec<&StoredMessage>, Fault> {
         match known {
             (None, None) => distinct.push(message),
             (Some(id), Some(known)) if id == message.message_id && known == place => {}
-            _ => return Err(Fault::Refused(format!("the batch holds two messages for {} {}", place.0, place.1.0))),
+            _ => return Err(Fault::Conflict(format!("the batch holds two messages for {} {}", place.0, place.1.0))),
         }
     }
     Ok(distinct)

@@ -103,7 +103,7 @@ fn end(connection: &Connection, conversation: &str, archive: Epoch) -> rusqlite:
         .query_row([conversation], |row| row.get(0).map(Epoch))
         .optional()?;
     let last = last_seq(connection, conversation)?;
-    Ok(End { epoch: epoch.unwrap_or(archive), last: Seq(last.unsigned_abs()) })
+    Ok(End { epoch: epoch.unwrap_or_default().max(archive), last: Seq(last.unsigned_abs()) })
 }
 
 /// See [`tidegate_core::ports::Archive::ends`].

@@ -146,7 +146,7 @@ fn confirm_stored(connection: &Connection, conversation: &str, message: &StoredM
         return Ok(());
     }
     let detail = format!("another message holds {conversation} {} or the id {}", message.seq.0, message.message_id);
-    Err(PortError::Refused { service: SERVICE, detail })
+    Err(PortError::Conflict { service: SERVICE, detail })
 }
 
 fn write_receipts(connection: &Connection, receipts: &[ReceiptMoved]) -> rusqlite::Result<()> {

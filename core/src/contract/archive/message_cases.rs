@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use tidegate_proto::v1::ContentType;
 
 use super::{
-    ANN, ANN_BOB, BOB, NOON, batch, last, lasts, lobby, message, messages, persist, receipt, refused, room, seqs,
+    ANN, ANN_BOB, BOB, NOON, batch, conflicts, last, lasts, lobby, message, messages, persist, receipt, room, seqs,
     standing,
 };
 use crate::event::StoredMessage;
@@ -112,7 +112,7 @@ pub async fn a_taken_sequence_refuses_the_whole_batch<A: Archive>(archive: &A) {
     illegal.messages.push(other);
     illegal.messages.extend(messages(room(2), 1..=4, BOB));
     illegal.receipts = receipt(BOB, ANN_BOB, 3, 3).receipts;
-    refused(archive, illegal).await;
+    conflicts(archive, illegal).await;
 
     assert_eq!(lasts(archive, &[room(1), room(2), ANN_BOB]).await, [0, 0, 3]);
     assert_eq!(archive.find(&[message(room(1), 1, BOB).message_id, MessageId([9; 16])]).await, Ok(vec![]));
@@ -124,9 +124,9 @@ pub async fn a_taken_sequence_refuses_the_whole_batch<A: Archive>(archive: &A) {
 pub async fn a_taken_id_refuses_the_whole_batch<A: Archive>(archive: &A) {
     persist(archive, batch(messages(ANN_BOB, 1..=3, ANN))).await;
     let moved = StoredMessage { message_id: message(ANN_BOB, 2, ANN).message_id, ..message(ANN_BOB, 5, ANN) };
-    refused(archive, batch(vec![message(ANN_BOB, 4, ANN), moved])).await;
+    conflicts(archive, batch(vec![message(ANN_BOB, 4, ANN), moved])).await;
     let elsewhere = StoredMessage { message_id: message(ANN_BOB, 2, ANN).message_id, ..message(room(1), 1, ANN) };
-    refused(archive, batch(vec![message(ANN_BOB, 4, ANN), elsewhere])).await;
+    conflicts(archive, batch(vec![message(ANN_BOB, 4, ANN), elsewhere])).await;
     assert_eq!(seqs(archive, ANN_BOB, Page::Newest, 10).await, [1, 2, 3]);
     assert_eq!(last(archive, room(1)).await, 0);
 }
@@ -134,9 +134,9 @@ pub async fn a_taken_id_refuses_the_whole_batch<A: Archive>(archive: &A) {
 /// The invariants hold within a batch too.
 pub async fn a_batch_that_contradicts_itself_is_refused<A: Archive>(archive: &A) {
     let rival = StoredMessage { message_id: MessageId([9; 16]), ..message(ANN_BOB, 2, BOB) };
-    refused(archive, batch(vec![message(ANN_BOB, 1, ANN), message(ANN_BOB, 2, ANN), rival])).await;
+    conflicts(archive, batch(vec![message(ANN_BOB, 1, ANN), message(ANN_BOB, 2, ANN), rival])).await;
     let copy = StoredMessage { seq: Seq(2), ..message(ANN_BOB, 1, ANN) };
-    refused(archive, batch(vec![message(ANN_BOB, 1, ANN), copy])).await;
+    conflicts(archive, batch(vec![message(ANN_BOB, 1, ANN), copy])).await;
     assert_eq!(last(archive, ANN_BOB).await, 0);
 }
 

@@ -125,9 +125,9 @@ async fn persist<A: Archive>(archive: &A, batch: PersistBatch) {
     archive.persist(&batch).await.expect("a legal batch is persisted");
 }
 
-async fn refused<A: Archive>(archive: &A, batch: PersistBatch) {
+async fn conflicts<A: Archive>(archive: &A, batch: PersistBatch) {
     let answer = archive.persist(&batch).await;
-    assert!(matches!(answer, Err(PortError::Refused { .. })), "a broken invariant is refused, but: {answer:?}");
+    assert!(matches!(answer, Err(PortError::Conflict { .. })), "a contradiction is a conflict, but: {answer:?}");
 }
 
 async fn seqs<A: Archive>(archive: &A, conversation: ConversationId, page: Page, size: u32) -> Vec<u64> {
