@@ -7,6 +7,10 @@
 
 mod commit;
 pub mod members;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::sync::Arc;
