@@ -8,6 +8,12 @@ pub const ACCEPT_REFUSED: &str = "tidegate_accept_refused_events_total";
 pub const INGEST_PERSISTED: &str = "tidegate_ingest_persisted_messages_total";
 /// Repetitions the ingest engine recognised, by `kind`: `same` or `conflict`.
 pub const INGEST_REPEATED: &str = "tidegate_ingest_repeated_messages_total";
+/// Epochs begun because the archive went back.
+pub const INGEST_EPOCHS: &str = "tidegate_ingest_begun_epochs_total";
+/// Commits that met what another engine wrote meanwhile, or an archive that went back.
+pub const INGEST_CONFLICTS: &str = "tidegate_ingest_conflicting_commits_total";
+/// Turns given up because such commits went on.
+pub const INGEST_ABANDONED: &str = "tidegate_ingest_abandoned_turns_total";
 /// Turns of the ingest engine.
 pub const INGEST_TURNS: &str = "tidegate_ingest_turns_total";
 /// Port calls an engine had to repeat, by `step`.

@@ -57,6 +57,8 @@ pub(super) enum Fault {
         /// The epoch of the one that is there.
         found: u32,
     },
+    /// Somebody else has written otherwise.
+    Conflict(String),
 }
 
 /// What to do about a fault.
@@ -93,7 +95,9 @@ impl Fault {
             }))
             | Self::Driver(Error::Io(_)) => Remedy::Reconnect,
             Self::Driver(Error::Driver(mysql_async::DriverError::ConnectionClosed)) => Remedy::Reconnect,
-            Self::Driver(_) | Self::Silent(_) | Self::Refused(_) | Self::Replaced { .. } => Remedy::GiveUp,
+            Self::Driver(_) | Self::Silent(_) | Self::Refused(_) | Self::Replaced { .. } | Self::Conflict(_) => {
+                Remedy::GiveUp
+            }
         }
     }
 
@@ -107,6 +111,7 @@ impl Fault {
                     format!("the database is another one (epoch {found}): restore the former, or restart the gateway");
                 PortError::Unavailable { service: SERVICE, detail }
             }
+            Self::Conflict(detail) => PortError::Conflict { service: SERVICE, detail },
             Self::Silent(detail) => PortError::Unavailable { service: SERVICE, detail: detail.to_owned() },
             // The text of such an error quotes the URL, and a password with a `?` in it is taken for a parameter.
             Self::Driver(Error::Url(_)) => {

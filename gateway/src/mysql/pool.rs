@@ -7,6 +7,7 @@
 //! a frozen server, and gives their places free only when that answers.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub(super) struct Pool {
     places: Semaphore,
     /// The longest idle first; taken from the end, so that few connections stay busy and the rest grow old.
     idle: Mutex<Vec<Idle>>,
+    /// Connections that ended unasked.
+    breaks: AtomicU64,
     connect_timeout: Duration,
     idle_ttl: Duration,
     /// Whose connections are leased; unknown until [`Pool::belongs_to`].
@@ -56,7 +59,7 @@ pub(super) struct Lease<'pool> {
 impl Pool {
     pub(super) fn new(opts: Opts, size: usize, connect_timeout: Duration, idle_ttl: Duration) -> Self {
         let (places, idle, epoch) = (Semaphore::new(size), Mutex::default(), OnceLock::new());
-        Self { opts, places, idle, connect_timeout, idle_ttl, epoch }
+        Self { opts, places, idle, breaks: AtomicU64::new(0), connect_timeout, idle_ttl, epoch }
     }
 
     /// From here on only this database's connections are leased.
@@ -77,6 +80,7 @@ impl Pool {
             if is_alive {
                 return Ok(Lease { pool: self, conn: Some(conn), reused: true, _place: place });
             }
+            self.breaks.fetch_add(1, Ordering::AcqRel);
             discard(conn);
         }
         let conn = match timeout(self.connect_timeout, self.connect()).await {
@@ -111,8 +115,14 @@ impl Pool {
         Ok(())
     }
 
+    /// How often a connection ended unasked; never falls.
+    pub(super) fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Acquire)
+    }
+
     /// Closes what is idle: after the end of one connection the others are in doubt.
     pub(super) fn distrust(&self) {
+        self.breaks.fetch_add(1, Ordering::AcqRel);
         let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
         idle.into_iter().for_each(|idle| discard(idle.conn));
     }

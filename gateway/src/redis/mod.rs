@@ -19,9 +19,9 @@ mod unread;
 
 use std::time::Duration;
 
-use tidegate_core::ids::{GatewayId, Partition, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, UserId};
 use tidegate_core::ports::{
-    Beat, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary,
+    Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary,
     TokenState, UnreadCount,
 };
 
@@ -64,8 +64,12 @@ impl RedisHotStore {
 }
 
 impl HotStore for RedisHotStore {
-    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
-        self.give(partition, request).await
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        self.give(runs).await
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.keep(ends).await
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {

@@ -90,6 +90,11 @@ impl Cluster {
         Some(Self { prefix: format!("t{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) })
     }
 
+    /// What the names in RabbitMQ and the keys in Redis begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     pub async fn gateway(&self, name: &str) -> World<Services> {
         let config = config(&[&format!("gateway_id={name}")]);
         let url = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key} is set by the test run"));

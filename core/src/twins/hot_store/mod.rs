@@ -23,10 +23,10 @@ use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, Millis, Partition, Seq, UserId};
+use crate::ids::{ConversationId, GatewayId, Millis, Seq, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Beat, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary, TokenState,
+    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary, TokenState,
     UnreadCount,
 };
 
@@ -119,8 +119,13 @@ impl<C: Clock> EmbeddedHotStore<C> {
 }
 
 impl<C: Clock> HotStore for EmbeddedHotStore<C> {
-    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
-        Ok(self.state().sequences.give(partition, &request))
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        Ok(self.state().sequences.give(runs))
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.state().sequences.settle(ends);
+        Ok(())
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
