@@ -115,6 +115,17 @@ impl RabbitMq {
         Ok(Self { topology: config.topology, publishing, consuming, probe: Arc::default() })
     }
 
+    /// Makes sure that `gateway` has its queue, so that from here on what is pushed to it waits for its consumer.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub async fn open_push_queue(&self, gateway: &GatewayId) -> PortResult<()> {
+        let live = self.consuming.live()?;
+        let channel = live.channel().await?;
+        live.within("declaring", self.topology.declare_push_queue(&channel, gateway)).await?;
+        live.within("closing a channel", channel.close(200, "declared".into())).await
+    }
+
     /// MQ1. Call it once and share the result: each call opens channels of its own.
     #[must_use]
     pub fn ingest(&self) -> RabbitIngestQueue {
