@@ -7,9 +7,9 @@
 //! Commands in flight never exceed what the server allows. Correlations are places in a table: unique while in flight.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+use std::{fmt, io};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
@@ -84,10 +84,29 @@ pub struct Connection {
 
 /// A socket that is logged in, before it has a place in a lane.
 pub struct LoggedIn {
-    stream: TcpStream,
-    reply: LoginReply,
-    received: Bytes,
+    /// The socket.
+    pub stream: TcpStream,
+    /// What the server said.
+    pub reply: LoginReply,
+    /// Bytes that came behind the reply.
+    pub received: Bytes,
 }
+
+/// A login that the server answered with an error or a Close.
+#[derive(Debug)]
+pub struct Refused {
+    /// [`Code`](tidegate_proto::Code) or [`CloseCode`](tidegate_proto::CloseCode); their numbers differ.
+    pub code: i32,
+    text: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 impl LoggedIn {
     /// Dials, opens, logs in.
@@ -168,11 +187,13 @@ fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
         Ok(Kind::LoginReply) => Ok(Some(prost::Message::decode(frame.payload.clone())?)),
         Ok(Kind::Error) => {
             let error: Error = prost::Message::decode(frame.payload.clone())?;
-            bail!("login refused: {} {}", error.code().as_str_name(), error.text)
+            let text = format!("login refused: {} {}", error.code().as_str_name(), error.text);
+            bail!(Refused { code: error.code, text })
         }
         Ok(Kind::Close) => {
             let close: Close = prost::Message::decode(frame.payload.clone())?;
-            bail!("closed during login: {} {}", close.code, close.text)
+            let text = format!("closed during login: {} {}", close.code, close.text);
+            bail!(Refused { code: close.code, text })
         }
         _ => Ok(None),
     }

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test may panic"))]
 
+mod chaos;
 mod clock;
 mod connection;
 mod finding;
@@ -58,11 +59,19 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> anyhow::Result<Verdict> {
+    if let Command::Chaos { options } = command {
+        check_file_limit(2 * u64::from(options.users))?;
+        stop_on_signals()?;
+        let report = Report::new(vec![ScenarioResult::Chaos(Box::new(chaos::run(options, &STOP)?))]);
+        report.publish(options.json.as_deref())?;
+        return Ok(report.verdict);
+    }
     let (common, connections) = match command {
         Command::Private { common, pairs, .. } => (common, 2 * u64::from(*pairs)),
         Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
         Command::Idle { common, connections, .. } => (common, u64::from(*connections)),
         Command::Run { common } => (common, 200),
+        Command::Chaos { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
     stop_on_signals()?;
@@ -112,6 +121,7 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             }
             results
         }
+        Command::Chaos { .. } => unreachable!("it has no gateway that runs already"),
     })
 }
 

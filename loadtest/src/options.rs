@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::chaos::ChaosOptions;
 use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
@@ -23,6 +24,9 @@ Examples:
 
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
+
+  # Kill, hang and restart gateways and services under traffic; is anything lost?
+  tidegate-loadtest chaos --duration 60s --seed 7
 
 Verdicts and exit codes:
   0 pass         every accepted message reached every receiver exactly once and in order
@@ -87,6 +91,11 @@ pub enum Command {
         #[command(flatten)]
         common: CommonOptions,
     },
+    /// Break gateways and services of its own under traffic; judge that nothing is lost, doubled or reordered
+    Chaos {
+        #[command(flatten)]
+        options: ChaosOptions,
+    },
 }
 
 /// How much load.
@@ -145,7 +154,7 @@ pub struct CommonOptions {
 }
 
 /// A number with a unit: `250ms`, `10s`, `2m`. A bare number is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 = digits.parse().map_err(|_| format!("`{digits}` is not a number"))?;
     let seconds = match &text[digits.len()..] {
@@ -159,7 +168,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration > Duration::from_secs(24 * 3_600) { Err("longer than a day".to_owned()) } else { Ok(duration) }
 }
 
-fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// For JSON.
+pub fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
