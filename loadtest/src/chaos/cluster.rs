@@ -29,8 +29,7 @@ pub struct Member {
     launch: Launch,
     /// `None` while it is down on purpose.
     gateway: Option<Gateway>,
-    /// Attempts to start it that ended early.
-    pub failed_starts: u32,
+    failed_starts: u32,
 }
 
 /// See the module.
@@ -117,6 +116,11 @@ impl Cluster {
         crashed
     }
 
+    /// Attempts to start a gateway that ended early.
+    pub fn failed_starts(&self) -> u64 {
+        (0..self.members.len()).map(|index| u64::from(self.member(index).failed_starts)).sum()
+    }
+
     /// Mends everything: what was stopped runs again and is ready.
     ///
     /// # Errors
@@ -185,11 +189,14 @@ impl Member {
                 none => none.insert(Gateway::launch(&self.launch)?),
             };
             let Err(error) = gateway.wait_until_ready(stop) else { return Ok(()) };
-            if gateway.has_ended().is_none() || began.elapsed() > START_DEADLINE || stop.load(Ordering::Relaxed) {
+            let has_ended = gateway.has_ended().is_some();
+            if has_ended {
+                self.failed_starts += 1;
+                self.gateway = None;
+            }
+            if !has_ended || began.elapsed() > START_DEADLINE || stop.load(Ordering::Relaxed) {
                 return Err(error);
             }
-            self.failed_starts += 1;
-            self.gateway = None;
             std::thread::sleep(START_PAUSE);
         }
     }

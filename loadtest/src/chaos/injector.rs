@@ -56,34 +56,49 @@ pub struct Injector<'a> {
     pub parts: [Mutex<()>; 3],
     /// What is under way, for the progress line.
     pub now: Mutex<Vec<String>>,
+    /// Set once a part did not come back: breaking more would tell nothing.
+    pub has_failed: AtomicBool,
 }
 
 impl<'a> Injector<'a> {
     /// An injector that has done nothing yet.
     pub fn new(cluster: &'a Cluster, stage: &'a Stage, stop: &'a AtomicBool, until_ms: u64) -> Self {
-        Self { cluster, stage, stop, until_ms, parts: Default::default(), now: Mutex::new(Vec::new()) }
+        Self {
+            cluster,
+            stage,
+            stop,
+            until_ms,
+            parts: Default::default(),
+            now: Mutex::new(Vec::new()),
+            has_failed: AtomicBool::new(false),
+        }
     }
 
-    /// Plays one hand's sequence.
-    ///
-    /// # Errors
-    /// If a part does not come back or a tool fails; the rest is not played then.
-    pub fn play(&self, sequence: &[Planned]) -> anyhow::Result<Vec<Injected>> {
+    /// Plays one hand's sequence; with it, what was wrong: a part does not come back, or a tool fails.
+    pub fn play(&self, sequence: &[Planned]) -> (Vec<Injected>, Option<anyhow::Error>) {
         let mut done = Vec::new();
         let mut free_ms = 0;
         for planned in sequence {
             self.wait_until(planned.at_ms.max(free_ms));
-            if self.stage.now_ms() >= self.until_ms || self.stop.load(Ordering::Relaxed) {
+            if self.stage.now_ms() >= self.until_ms || self.is_over() {
                 break;
             }
-            let injected = self.inject(planned)?;
+            let (injected, outcome) = self.inject(planned);
             free_ms = injected.ready_ms + PAUSE_MS;
             done.push(injected);
+            if let Err(error) = outcome {
+                self.has_failed.store(true, Ordering::Relaxed);
+                return (done, Some(error.context(format!("after {}", planned.kind))));
+            }
         }
-        Ok(done)
+        (done, None)
     }
 
-    fn inject(&self, planned: &Planned) -> anyhow::Result<Injected> {
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.has_failed.load(Ordering::Relaxed)
+    }
+
+    fn inject(&self, planned: &Planned) -> (Injected, anyhow::Result<()>) {
         let kind = planned.kind;
         let is_gateway = kind.part() == Part::Gateway;
         let name = if is_gateway { format!("{kind} {}", planned.gateway + 1) } else { kind.to_string() };
@@ -102,14 +117,17 @@ impl<'a> Injector<'a> {
             undone_ms: 0,
             ready_ms: 0,
         };
-        match &self.cluster.services {
-            _ if is_gateway => self.fault_gateway(planned, &mut injected)?,
-            Some(services) => self.fault_service(services, planned, &mut injected)?,
+        let outcome = match &self.cluster.services {
+            _ if is_gateway => self.fault_gateway(planned, &mut injected),
+            Some(services) => self.fault_service(services, planned, &mut injected),
             None => unreachable!("the options refuse faults of services that are not there"),
-        }
+        };
         injected.ready_ms = self.stage.now_ms();
+        if injected.undone_ms == 0 {
+            injected.undone_ms = injected.ready_ms;
+        }
         self.now.lock().expect("held for a removal").retain(|under_way| *under_way != name);
-        Ok(injected)
+        (injected, outcome)
     }
 
     fn fault_gateway(&self, planned: &Planned, injected: &mut Injected) -> anyhow::Result<()> {
@@ -153,7 +171,7 @@ impl<'a> Injector<'a> {
             }
             Action::Slow => {
                 let end_ms = self.stage.now_ms() + planned.hold_ms;
-                while self.stage.now_ms() < end_ms && !self.stop.load(Ordering::Relaxed) {
+                while self.stage.now_ms() < end_ms && !self.is_over() {
                     services.signal(server, Signal::SIGSTOP);
                     std::thread::sleep(3 * SLOW_TURN);
                     services.signal(server, Signal::SIGCONT);
@@ -182,7 +200,7 @@ impl<'a> Injector<'a> {
     }
 
     fn wait_until(&self, at_ms: u64) {
-        while self.stage.now_ms() < at_ms && !self.stop.load(Ordering::Relaxed) {
+        while self.stage.now_ms() < at_ms && !self.is_over() {
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -67,6 +67,15 @@ pub fn judge(evidence: Evidence) -> Outcome {
     outcome
 }
 
+impl Counts {
+    /// What the senders know, when there is no archive to compare with.
+    pub fn of_answers(sent: &[Sent]) -> Self {
+        let mut outcome = Outcome::default();
+        judge_answers(sent, &mut outcome);
+        outcome.counts
+    }
+}
+
 /// Every message got its answer.
 fn judge_answers(sent: &[Sent], outcome: &mut Outcome) {
     let Outcome { counts, findings } = outcome;

@@ -33,6 +33,10 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_millis(10);
 
+/// Between two voluntary moves to another gateway, as of people who change networks: on average. Moves mix the users over
+/// the gateways again after one of them was away.
+const MOVE_INTERVAL_MS: u64 = 20_000;
+
 /// First and longest back-off before the next connection.
 const BACK_OFF_MS: [u64; 2] = [500, 2_000];
 
@@ -73,6 +77,7 @@ impl Player {
                     self.client.handle_end(stage.now_ms());
                     self.gauge(&stage).is_caught_up.store(false, Ordering::Relaxed);
                     if ending.is_none() {
+                        self.gateway += 1;
                         continue;
                     }
                 }
@@ -101,7 +106,8 @@ impl Player {
         let code = refused.code;
         let is_token = [Code::TokenInvalid as i32, Code::TokenExpired as i32, CloseCode::TokenRejected as i32];
         let may_pass = (1_000..2_000).contains(&code) || (4_000..4_500).contains(&code);
-        if !may_pass && !(is_token.contains(&code) && stage.logins_may_be_lost.load(Ordering::Relaxed)) {
+        let may_be_lost = is_token.contains(&code) && stage.logins_may_be_lost.load(Ordering::Relaxed);
+        if !may_pass && !may_be_lost {
             let who = &self.client.who;
             self.client.findings.add(Fault::Refused, || format!("{who}: {error:#}"));
         }
@@ -128,9 +134,10 @@ impl Player {
         }
     }
 
-    /// Serves a connection until it ends (`Some`) or the phase wants another one (`None`).
+    /// Serves a connection until it ends (`Some`), or another one is wanted (`None`).
     async fn serve(&mut self, connection: LoggedIn, stage: &Stage, actor: &mut Actor) -> Option<Ending> {
         let opened_in = stage.phase();
+        let move_ms = stage.now_ms() + MOVE_INTERVAL_MS / 2 + self.random.below(MOVE_INTERVAL_MS + 1);
         let frame_bytes_max = (connection.reply.max_frame_bytes as usize).max(FRAME_BYTES_MAX_DEFAULT);
         let mut received = BytesMut::from(&connection.received[..]);
         let (mut reader, mut writer) = connection.stream.into_split();
@@ -139,7 +146,8 @@ impl Player {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
             let phase = stage.phase();
-            if phase == Phase::Over || (phase == Phase::Reconnecting && opened_in < phase) {
+            let is_moving = phase == Phase::Offering && stage.now_ms() >= move_ms;
+            if phase == Phase::Over || (phase == Phase::Reconnecting && opened_in < phase) || is_moving {
                 return None;
             }
             tokio::select! {

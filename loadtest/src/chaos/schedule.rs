@@ -16,7 +16,7 @@ use crate::pacer::Random;
 const LEAD_MS: u64 = 2_000;
 
 /// Time planned for a fault and the recovery from it, at least and at most.
-const SLOT_MS: [u64; 2] = [4_000, 15_000];
+const SLOT_MS: [u64; 2] = [4_000, 24_000];
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
