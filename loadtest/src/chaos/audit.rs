@@ -15,9 +15,10 @@ use tidegate_proto::{Frame, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::{PAGE, Terms, entry};
+use super::client::PAGE;
 use super::evidence::{Audit, Entry, Standing, Via};
 use super::judge::unread_after;
+use super::seat::{Terms, entry};
 use super::stage::Endpoint;
 use crate::connection::{Account, LoggedIn};
 use crate::setup::Http;

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::client::{Client, Habits, Reads, Terms};
+use super::client::{Client, Habits};
 use super::options::ChaosOptions;
 use super::player::Player;
+use super::seat::{Reads, Terms};
 use crate::connection::Account;
 use crate::pacer::Random;
 use crate::setup::{Http, in_parallel};

@@ -12,11 +12,11 @@ use bytes::BytesMut;
 use tidegate_proto::v1::{Close, Error, History, HistoryReply, LoginReply, Message, Ping, Receipt};
 use tidegate_proto::{Frame, Kind, frame};
 
-use super::evidence::{Answer, Entry, Origin, Sent, Via};
-use super::sync::Sync;
+use super::evidence::{Answer, Origin, Sent, Via};
+use super::seat::{Reads, Seat, Terms, entry};
 use crate::finding::{Fault, Findings};
 use crate::pacer::Random;
-use crate::wire::{STAMP_BYTES, SendTemplate, Stamp, scan_send_ack};
+use crate::wire::{Stamp, scan_send_ack};
 
 /// Commands without a reply, fewer than any server would refuse.
 const IN_FLIGHT_MAX: usize = 128;
@@ -42,58 +42,11 @@ const HISTORY_PAUSE_MS: u64 = 300;
 /// Messages on a page of History: the most the protocol allows.
 pub const PAGE: u32 = 200;
 
-/// How far a user reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
-    /// All that is shown.
-    All,
-    /// The first half of what is shown.
-    Half,
-    /// Nothing; what arrives is only marked as delivered.
-    Nothing,
-}
-
-/// A conversation the device takes part in.
-#[derive(Debug)]
-pub struct Seat {
-    /// Index of the conversation within the run.
-    pub conversation: u32,
-    /// As on the wire.
-    pub id: String,
-    /// Index of the user among the members.
-    pub member: u32,
-    /// What was seen.
-    pub sync: Sync,
-    /// Messages of this device that were accepted.
-    pub accepted: u64,
-    /// The highest read watermark that was acknowledged.
-    pub read_acked: u64,
-    /// The highest read watermark that was sent.
-    pub read_sent: u64,
-    template: SendTemplate,
-    users: Vec<u64>,
-    counter: u32,
-    fetching: bool,
-    fetch_due_ms: u64,
-    receipt_pending: bool,
-    receipt_due_ms: u64,
-    delivered_acked: u64,
-}
-
 /// What a device does besides receiving.
 #[derive(Clone, Copy, Debug)]
 pub struct Habits {
     /// How far it reads; `None`: it sends no receipts.
     pub reads: Option<Reads>,
-}
-
-/// What all devices of a run share.
-#[derive(Debug)]
-pub struct Terms {
-    /// Tells apart messages of two runs.
-    pub run: u32,
-    /// Bodies; a stamp overwrites the beginning.
-    pub filler: Vec<u8>,
 }
 
 /// Why the connection is of no more use.
@@ -209,23 +162,7 @@ impl Client {
 
     /// Gives it a conversation; `users` are the members' user ids by their index.
     pub fn take_seat(&mut self, conversation: u32, id: &str, member: u32, users: Vec<u64>) {
-        self.seats.push(Seat {
-            conversation,
-            id: id.to_owned(),
-            member,
-            sync: Sync::default(),
-            accepted: 0,
-            read_acked: 0,
-            read_sent: 0,
-            template: SendTemplate::new(id, &self.terms.filler),
-            users,
-            counter: 0,
-            fetching: false,
-            fetch_due_ms: 0,
-            receipt_pending: false,
-            receipt_due_ms: 0,
-            delivered_acked: 0,
-        });
+        self.seats.push(Seat::new(conversation, id, member, users, &self.terms));
     }
 
     /// Messages that are not settled yet.
@@ -458,7 +395,8 @@ impl Client {
         })
     }
 
-    fn find(&mut self, fault: Fault, what: &str) {
+    /// Notes what is wrong.
+    pub fn find(&mut self, fault: Fault, what: &str) {
         let who = &self.who;
         self.findings.add(fault, || format!("{who}: {what}"));
     }
@@ -572,19 +510,6 @@ impl Client {
     }
 }
 
-/// What a message says, compared with what this run sends.
-pub fn entry(terms: &Terms, users: &[u64], message: &Message, via: Via) -> Entry {
-    let stamp = Stamp::parse(&message.body)
-        .filter(|stamp| stamp.run == terms.run && message.body.get(STAMP_BYTES..) == terms.filler.get(STAMP_BYTES..));
-    let origin = stamp.map(|Stamp { conversation, member, counter, .. }| Origin { conversation, member, counter });
-    let sender = origin.and_then(|origin| users.get(origin.member as usize));
-    Entry {
-        seq: message.seq,
-        epoch: message.epoch,
-        // Sixteen zeros are nobody's id.
-        message_id: message.message_id[..].try_into().unwrap_or_default(),
-        origin,
-        is_from_sender: sender == Some(&message.sender_id),
-        via,
-    }
-}
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -20,7 +20,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// For probes, when nothing is broken any more.
 const CALM_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Leads through the phases; returns what was injected.
+/// Leads through the phases; returns what was injected, and when the offering ended.
 pub fn direct(
     options: &ChaosOptions,
     cluster: &Cluster,
@@ -28,9 +28,10 @@ pub fn direct(
     plan: &[Vec<Planned>],
     stop: &AtomicBool,
     findings: &mut Findings,
-) -> Vec<Injected> {
+) -> (Vec<Injected>, u64) {
     let until_ms = u64::try_from(options.duration.as_millis()).unwrap_or(u64::MAX);
-    let injector = Injector::new(cluster, stage, stop, until_ms);
+    // What was planned is played though it may be late; twice the time is enough for that.
+    let injector = Injector::new(cluster, stage, stop, until_ms.saturating_mul(2));
     let mut view = Watch { bar: Bar::figures("chaos"), stage, injector: &injector, cluster, stop };
     let played = std::thread::scope(|scope| {
         let hands: Vec<_> = plan.iter().map(|sequence| scope.spawn(|| injector.play(sequence))).collect();
@@ -41,6 +42,7 @@ pub fn direct(
         }
         hands.into_iter().map(|hand| hand.join().expect("a hand does not panic")).collect::<Vec<_>>()
     });
+    let offered_until_ms = stage.now_ms();
     let mut injected = Vec::new();
     for (done, error) in played {
         injected.extend(done);
@@ -49,7 +51,7 @@ pub fn direct(
         }
     }
     if stop.load(Ordering::Relaxed) {
-        return injected;
+        return (injected, offered_until_ms);
     }
     if let Err(error) = cluster.restore(stop) {
         findings.add(Fault::NotRecovered, || format!("{error:#}"));
@@ -68,7 +70,7 @@ pub fn direct(
             });
         }
     }
-    injected
+    (injected, offered_until_ms)
 }
 
 /// What is looked at all the time.

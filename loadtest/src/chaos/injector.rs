@@ -50,7 +50,7 @@ pub struct Injector<'a> {
     pub stage: &'a Stage,
     /// Ends the sequence.
     pub stop: &'a AtomicBool,
-    /// No fault begins after this.
+    /// No fault begins after this, however late the plan is.
     pub until_ms: u64,
     /// Parts in hand.
     pub parts: [Mutex<()>; 3],

@@ -5,7 +5,7 @@
 //!
 //! - [`cast`] sets the people up, [`director`] leads through the phases;
 //! - [`schedule`] plans the faults, [`injector`] plays the plan on the [`cluster`] and its [`services`];
-//! - [`player`] drives a device's [`client`], which follows PROTOCOL.md with a [`sync`] per conversation; [`stage`] is what
+//! - [`player`] drives a device's [`client`], which follows PROTOCOL.md with a [`seat`] and a [`sync`] per conversation; [`stage`] is what
 //!   they share;
 //! - [`audit`] takes the last look; [`evidence`] of all goes to the [`judge`]; [`availability`] and [`report`] say the rest.
 
@@ -22,6 +22,7 @@ mod options;
 mod player;
 mod report;
 mod schedule;
+mod seat;
 mod services;
 mod stage;
 mod sync;
@@ -38,13 +39,14 @@ pub use report::{ChaosResult, table};
 use audit::{Auditor, Chapter};
 use availability::outage;
 use cast::{Conversation, Person};
-use client::{Client, Terms};
+use client::Client;
 use cluster::Cluster;
 use evidence::{Audit, Evidence, View};
 use injector::Injected;
 use judge::judge;
 use report::{Devices, FaultRow};
 use schedule::Wishes;
+use seat::{Seat, Terms};
 use stage::{Phase, Stage};
 
 use crate::finding::{Fault, Findings};
@@ -57,6 +59,7 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 /// What has happened, all of it.
 struct Played {
     took_s: f64,
+    offered_until_ms: u64,
     planned: usize,
     injected: Vec<Injected>,
     failed_starts: u64,
@@ -100,7 +103,7 @@ fn play(options: &ChaosOptions, cluster: &Cluster, stop: &AtomicBool) -> anyhow:
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let playing: Vec<_> = players.into_iter().map(|player| runtime.spawn(player.play(Arc::clone(&stage)))).collect();
     let mut findings = Findings::default();
-    let injected = director::direct(options, cluster, &stage, &plan, stop, &mut findings);
+    let (injected, offered_until_ms) = director::direct(options, cluster, &stage, &plan, stop, &mut findings);
     stage.begin(Phase::Over);
     let clients = runtime.block_on(async {
         let leave = futures_util::future::try_join_all(playing);
@@ -119,6 +122,7 @@ fn play(options: &ChaosOptions, cluster: &Cluster, stop: &AtomicBool) -> anyhow:
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(Played {
         took_s: stage.now_ms() as f64 / 1_000.0,
+        offered_until_ms,
         planned: plan.iter().map(Vec::len).sum(),
         injected,
         failed_starts: cluster.failed_starts(),
@@ -143,7 +147,7 @@ async fn audit(
     let mut first_devices = clients.iter().filter(|client| client.who.ends_with("device 0"));
     for (user, person) in people.iter().enumerate() {
         let client = first_devices.next().context("every person has a first device")?;
-        let chapter = |seat: &client::Seat| {
+        let chapter = |seat: &Seat| {
             let conversation = &conversations[seat.conversation as usize];
             Chapter {
                 conversation: seat.conversation,
@@ -169,11 +173,12 @@ async fn audit(
 
 /// Judges and sums up.
 fn conclude(options: &ChaosOptions, played: Played, stop: &AtomicBool) -> ChaosResult {
-    let Played { took_s, planned, mut injected, failed_starts, clients, conversations, audits, mut findings } = played;
+    let Played { took_s, offered_until_ms, planned, mut injected, failed_starts, .. } = played;
+    let Played { clients, conversations, audits, mut findings, .. } = played;
     let mut devices = Devices { failed_starts, ..Devices::default() };
     clients.iter().for_each(|client| devices.add(client));
     injected.sort_by_key(|injected| injected.began_ms);
-    let faults = with_outages(options, &injected, &clients);
+    let faults = with_outages(offered_until_ms, &injected, &clients);
 
     let mut evidence = Evidence {
         conversations: conversations.into_iter().map(|conversation| conversation.id).collect(),
@@ -220,11 +225,10 @@ fn conclude(options: &ChaosOptions, played: Played, stop: &AtomicBool) -> ChaosR
 }
 
 /// What each fault cost: its window ends where the next fault begins, or with the offering.
-fn with_outages(options: &ChaosOptions, injected: &[Injected], clients: &[Client]) -> Vec<FaultRow> {
-    let duration_ms = u64::try_from(options.duration.as_millis()).unwrap_or(u64::MAX);
+fn with_outages(offered_until_ms: u64, injected: &[Injected], clients: &[Client]) -> Vec<FaultRow> {
     let accepted: Vec<&[u64]> =
         clients.iter().map(|client| &client.figures.accepted_at_ms[..]).filter(|times| !times.is_empty()).collect();
-    let ends = injected.iter().skip(1).map(|next| next.began_ms).chain([duration_ms]);
+    let ends = injected.iter().skip(1).map(|next| next.began_ms).chain([offered_until_ms]);
     let row = |(injected, end_ms): (&Injected, u64)| FaultRow {
         outage: outage(injected.began_ms, injected.undone_ms, end_ms, &accepted),
         injected: injected.clone(),

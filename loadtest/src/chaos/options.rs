@@ -52,7 +52,7 @@ impl BackendChoice {
 #[derive(Clone, Debug, Args, Serialize)]
 #[command(after_help = EXAMPLES)]
 pub struct ChaosOptions {
-    /// How long messages are offered and faults begin
+    /// How long messages are offered and faults are planned; faults that take long to mend may prolong it
     #[arg(long, default_value = "60s", value_parser = parse_duration)]
     #[serde(serialize_with = "as_seconds")]
     pub duration: Duration,

@@ -37,6 +37,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// the gateways again after one of them was away.
 const MOVE_INTERVAL_MS: u64 = 20_000;
 
+/// From here on a Close means that connecting again is of no use.
+const CLOSE_CODE_FOR_GOOD: i32 = 4_500;
+
 /// First and longest back-off before the next connection.
 const BACK_OFF_MS: [u64; 2] = [500, 2_000];
 
@@ -76,9 +79,16 @@ impl Player {
                     let ending = self.serve(connection, &stage, &mut actor).await;
                     self.client.handle_end(stage.now_ms());
                     self.gauge(&stage).is_caught_up.store(false, Ordering::Relaxed);
-                    if ending.is_none() {
-                        self.gateway += 1;
-                        continue;
+                    match ending {
+                        None => {
+                            self.gateway += 1;
+                            continue;
+                        }
+                        Some(Ending::Nonsense) => self.client.find(Fault::Protocol, "bytes that are no frame"),
+                        Some(Ending::Closed(code)) if code >= CLOSE_CODE_FOR_GOOD => {
+                            self.client.find(Fault::Refused, &format!("the connection was closed with {code}"));
+                        }
+                        Some(Ending::Closed(_) | Ending::Silent) => {}
                     }
                 }
                 Err(error) => self.consider(&error, &stage).await,
@@ -210,7 +220,7 @@ impl Player {
             _ => {}
         }
         actor.publish(&self.client, stage);
-        let has_seen = |seat: &super::client::Seat| {
+        let has_seen = |seat: &super::seat::Seat| {
             let accepted = stage.accepted_in[seat.conversation as usize].load(Ordering::Relaxed);
             seat.sync.last() >= accepted && !seat.sync.is_behind()
         };

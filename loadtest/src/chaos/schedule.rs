@@ -1,8 +1,7 @@
 //! Which fault when: a plan drawn from a seed before the run begins, so that a run can be repeated.
 //!
 //! In: the kinds wanted, the length of the run, a seed; out: [`Planned`] faults. Every kind comes once before any comes
-//! again. The plan is kept as far as the machine allows: what takes longer than planned moves the rest, and what is not
-//! begun when the run's time is over is left out.
+//! again. The plan is kept as far as the machine allows: what takes longer than planned moves the rest.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::pacer::Random;
 const LEAD_MS: u64 = 2_000;
 
 /// Time planned for a fault and the recovery from it, at least and at most.
-const SLOT_MS: [u64; 2] = [4_000, 24_000];
+const SLOT_MS: [u64; 2] = [3_000, 24_000];
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -160,7 +159,7 @@ pub struct Planned {
 pub struct Wishes {
     /// Kinds to choose from.
     pub kinds: Vec<FaultKind>,
-    /// No fault begins later.
+    /// No fault is planned for later.
     pub duration: Duration,
     /// How many gateways there are.
     pub gateways: usize,
