@@ -214,7 +214,7 @@ async fn connect(link: &Link) -> Result<(Wire, v1::LoginReply), End> {
         device_id: link.device.clone(),
         device_class: "console".to_owned(),
         client: concat!("tidegate-chat/", env!("CARGO_PKG_VERSION")).to_owned(),
-        watch: Vec::new(),
+        ..Default::default()
     };
     write(&mut wire, Frame::from_message(Kind::Login, 1, &login)).await?;
     let frame = timeout(STEP_TIMEOUT, wire.next()).await.map_err(late)?;
@@ -283,7 +283,13 @@ fn frame_of(ask: &Ask, correlation: u16) -> Frame {
                 Range::Before(before, count) => (before, None, count),
                 Range::After(after) => (0, Some(after), tidegate_proto::limits::HISTORY_PAGE_MAX),
             };
-            let history = v1::History { conversation_id: conversation.clone(), before_seq, after_seq, page_size };
+            let history = v1::History {
+                conversation_id: conversation.clone(),
+                before_seq,
+                after_seq,
+                page_size,
+                ..Default::default()
+            };
             Frame::from_message(Kind::History, correlation, &history)
         }
         Ask::Watch(lobbies) => {
