@@ -387,17 +387,41 @@ pub enum Joined {
     NoRoom,
 }
 
+/// Where a conversation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// What its sequences are comparable within.
+    pub epoch: Epoch,
+    /// Its newest sequence; zero if there is none.
+    pub last: Seq,
+}
+
 /// A user's place in one of its conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The conversation.
     pub conversation: ConversationId,
+    /// What its sequences are comparable within.
+    pub epoch: Epoch,
     /// Its newest sequence.
     pub last: Seq,
+    /// The user's delivered watermark.
+    pub delivered: Seq,
     /// The user's read watermark.
     pub read: Seq,
     /// Messages from others after the watermark.
     pub unread: u32,
+}
+
+/// How far a member of a conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    /// The member.
+    pub user: UserId,
+    /// Up to which sequence messages have reached one of its devices.
+    pub delivered: Seq,
+    /// Up to which sequence it has read.
+    pub read: Seq,
 }
 
 /// Which page of history.
@@ -429,7 +453,8 @@ pub fn name_key(name: &str) -> String {
 
 /// MySQL: complete. What it has committed is never lost.
 pub trait Archive: Send + Sync + 'static {
-    /// Identity of this archive's life: a fresh, non-zero number when it was created.
+    /// Identity of this archive's life: non-zero, drawn when it was created. The epoch of every conversation that has not
+    /// begun one of its own.
     fn epoch(&self) -> Epoch;
 
     /// Those of the messages that are stored, in any order. For deduplication.
@@ -438,11 +463,21 @@ pub trait Archive: Send + Sync + 'static {
     /// [`PortError`].
     fn find(&self, messages: &[MessageId]) -> impl Future<Output = PortResult<Vec<StoredMessage>>> + Send;
 
-    /// The newest sequence of each conversation, in their order; zero if there is none.
+    /// The epoch and the newest sequence of each conversation, in their order.
     ///
     /// # Errors
     /// [`PortError`].
-    fn last_seqs(&self, conversations: &[ConversationId]) -> impl Future<Output = PortResult<Vec<Seq>>> + Send;
+    fn ends(&self, conversations: &[ConversationId]) -> impl Future<Output = PortResult<Vec<End>>> + Send;
+
+    /// Begins a new epoch of each conversation: greater than the one it had and than the one named with it. Returns the
+    /// new ones, in their order, when they are durable. The messages stay, and are read under the new epoch from now on.
+    ///
+    /// # Errors
+    /// [`PortError`]; a repeated call may find the epoch raised already and raises it again, which is harmless.
+    fn begin_epoch(
+        &self,
+        conversations: &[(ConversationId, Epoch)],
+    ) -> impl Future<Output = PortResult<Vec<Epoch>>> + Send;
 
     /// Commits a batch, all or nothing. A message that is stored already under the same (conversation, seq,
     /// `message_id`) is left as it is, so that a repeated call succeeds. The first message of a private conversation makes
@@ -463,6 +498,27 @@ pub trait Archive: Send + Sync + 'static {
         page: Page,
         size: u32,
     ) -> impl Future<Output = PortResult<Vec<StoredMessage>>> + Send;
+
+    /// What each reader of a conversation misses: for every entry, in order, the oldest messages above its sequence,
+    /// ascending, at most `max_each`. One round trip for all.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn missing(
+        &self,
+        after: &[(ConversationId, Seq)],
+        max_each: u32,
+    ) -> impl Future<Output = PortResult<Vec<Vec<StoredMessage>>>> + Send;
+
+    /// How far the members of each conversation are, in the conversations' order and then by ascending user. Members that
+    /// have not received anything are left out. Lobbies have no members.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn watermarks(
+        &self,
+        conversations: &[ConversationId],
+    ) -> impl Future<Output = PortResult<Vec<Vec<Watermark>>>> + Send;
 
     /// The user's conversations with a message in them or a room membership, those with the newest messages first, at
     /// most `max`. Lobbies are not among them.

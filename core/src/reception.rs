@@ -15,11 +15,11 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::delivery::{Ask, Identity, Mailboxes, Request, ShardInput, Ticket};
-use crate::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
 use crate::limits;
 use crate::meter;
 use crate::ports::{
-    Archive, Backend, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
+    Archive, Backend, End, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
 };
 use crate::queue::{Closed, Queue};
 
@@ -162,7 +162,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         }
         let position = |standing: &Standing| v1::Position {
             conversation_id: standing.conversation.to_string(),
-            epoch: archive.epoch().0,
+            epoch: standing.epoch.0,
             last_seq: standing.last.0,
             read_seq: standing.read.0,
             unread: standing.unread,
@@ -208,12 +208,12 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
     ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
         // One more than asked tells whether there is more.
-        let (stored, last) = futures_util::future::try_join(
+        let (stored, ends) = futures_util::future::try_join(
             archive.history(conversation, page, size + 1),
-            archive.last_seqs(std::slice::from_ref(&conversation)),
+            archive.ends(std::slice::from_ref(&conversation)),
         )
         .await?;
-        let epoch = archive.epoch();
+        let End { epoch, last } = ends.first().copied().unwrap_or(End { epoch: archive.epoch(), last: Seq(0) });
         let mut messages: Vec<v1::Message> = stored.iter().map(|message| message.to_wire(epoch)).collect();
         // The surplus message, and what would not fit a frame, fall off at the far end of the direction asked for.
         const REST: usize = HEAD_BYTES + 128;
@@ -226,7 +226,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         let reply = v1::HistoryReply {
             conversation_id: conversation.to_string(),
             epoch: epoch.0,
-            last_seq: last.first().map_or(0, |last| last.0),
+            last_seq: last.0,
             messages,
             more,
             watermarks: Vec::new(),

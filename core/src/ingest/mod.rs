@@ -168,9 +168,9 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             if !without_floor.is_empty() {
                 let conversations: Vec<_> = without_floor.iter().map(|run| runs[*run].conversation).collect();
                 let archive = self.backend.archive();
-                let floors = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
-                for (run, floor) in without_floor.iter().zip(floors) {
-                    runs[*run].floor = Some(floor);
+                let ends = until_done(&self.clock, "ends", || archive.ends(&conversations)).await?;
+                for (run, end) in without_floor.iter().zip(ends) {
+                    runs[*run].floor = Some(end.last);
                 }
             }
             open = without_floor;
@@ -214,10 +214,10 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         }
         let conversations: Vec<_> = receipts.iter().map(|receipt| receipt.conversation).collect();
         let archive = self.backend.archive();
-        let last = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
-        for (receipt, last) in receipts.iter_mut().zip(last) {
-            receipt.delivered = receipt.delivered.min(last);
-            receipt.read = receipt.read.min(last);
+        let ends = until_done(&self.clock, "ends", || archive.ends(&conversations)).await?;
+        for (receipt, end) in receipts.iter_mut().zip(ends) {
+            receipt.delivered = receipt.delivered.min(end.last);
+            receipt.read = receipt.read.min(end.last);
         }
         receipts.retain(|receipt| receipt.delivered > Seq(0));
         Ok(receipts)
