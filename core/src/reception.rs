@@ -180,6 +180,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
             max_in_flight: greeting.in_flight_max.into(),
             positions: standings.iter().map(position).collect(),
             recent: Vec::new(),
+            ..Default::default()
         };
         let room = greeting.frame_bytes_max.saturating_sub(HEAD_BYTES + reply.encoded_len());
         reply.recent = newest_that_fit(&summary.inbox, room);
@@ -228,6 +229,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
             last_seq: last.0,
             messages,
             more,
+            watermarks: Vec::new(),
         };
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::HistoryReply, ticket.correlation, &reply);

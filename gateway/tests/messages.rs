@@ -184,7 +184,13 @@ async fn history_pages_both_ways<B: Backend>(world: &World<B>) {
         (0, Some(5), vec![6, 7], false),
         (0, Some(7), vec![], false),
     ] {
-        let history = v1::History { conversation_id: conversation.clone(), before_seq, after_seq, page_size: 3 };
+        let history = v1::History {
+            conversation_id: conversation.clone(),
+            before_seq,
+            after_seq,
+            page_size: 3,
+            ..Default::default()
+        };
         let page: v1::HistoryReply = client.ask(Kind::History, &history).await.unwrap();
         let got: Vec<_> = page.messages.iter().map(|message| message.seq).collect();
         assert_eq!((got, page.more, page.last_seq), (seqs, more, 7), "before {before_seq}, after {after_seq:?}");
