@@ -8,6 +8,7 @@ mod inputs;
 mod reading;
 
 use std::collections::VecDeque;
+use std::io;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -49,6 +50,10 @@ pub struct State {
     turn_begun: Rc<Notify>,
     drained: Rc<Notify>,
     is_draining: bool,
+    /// Pushes may have been lost on their way here; the next tick says so to everybody.
+    has_missed_pushes: bool,
+    /// Connections that are behind in a conversation.
+    behind_connections: usize,
     /// The read in progress brought a whole frame, or a WebSocket ping or pong.
     was_heard: bool,
     counts: Counts,
@@ -60,6 +65,7 @@ struct Counts {
     read_bytes: u64,
     frames: u64,
     written_frames: u64,
+    skipped_frames: u64,
 }
 
 impl State {
@@ -81,6 +87,8 @@ impl State {
             turn_begun: Rc::default(),
             drained: Rc::default(),
             is_draining: false,
+            has_missed_pushes: false,
+            behind_connections: 0,
             was_heard: false,
             counts: Counts::default(),
         }
@@ -92,6 +100,10 @@ impl State {
 
     pub fn is_draining(&self) -> bool {
         self.is_draining
+    }
+
+    pub fn stall_timeout(&self) -> std::time::Duration {
+        self.config.stall_timeout
     }
 
     /// Told when something waits for the turn's end.
@@ -143,6 +155,7 @@ impl State {
             return;
         }
         let mut connection = self.connections.remove(slot as usize);
+        self.behind_connections -= usize::from(connection.behind.is_some());
         let mut interests = Vec::new();
         let departed = connection.session.handle_gone(&mut interests);
         self.apply_interests(slot, &mut interests);
@@ -273,14 +286,14 @@ impl State {
                 continue;
             };
             connection.is_touched = false;
-            match connection.flush() {
+            let (generation, writer) = (connection.generation, connection.writer.clone());
+            match self.flush(slot) {
                 Ok(Flushed::Empty) => {}
                 Ok(Flushed::Blocked) => {
-                    connection.is_draining_outbox = true;
-                    blocked.extend(connection.writer.clone().map(|writer| (slot, connection.generation, writer)));
+                    self.connections[slot as usize].is_draining_outbox = true;
+                    blocked.extend(writer.map(|writer| (slot, generation, writer)));
                 }
                 Err(_) => {
-                    let generation = connection.generation;
                     count_close("write_failed");
                     self.remove(slot, generation);
                 }
@@ -292,13 +305,13 @@ impl State {
 
     /// The socket takes more again. Whether the task has to wait once more.
     pub fn flush_unblocked(&mut self, slot: Slot, generation: u32) -> bool {
-        let Some(connection) = self.get(slot, generation) else {
+        if self.get(slot, generation).is_none() {
             return false;
-        };
-        match connection.flush() {
+        }
+        match self.flush(slot) {
             Ok(Flushed::Blocked) => true,
             Ok(Flushed::Empty) => {
-                connection.is_draining_outbox = false;
+                self.connections[slot as usize].is_draining_outbox = false;
                 false
             }
             Err(_) => {
@@ -307,6 +320,40 @@ impl State {
                 false
             }
         }
+    }
+
+    /// Writes what the socket takes, and tells a connection that was behind as soon as it has caught up half-way.
+    fn flush(&mut self, slot: Slot) -> io::Result<Flushed> {
+        loop {
+            let flushed = self.connections[slot as usize].flush()?;
+            if !self.tell_behind(slot) {
+                return Ok(flushed);
+            }
+        }
+    }
+
+    /// Whether there was something to tell.
+    fn tell_behind(&mut self, slot: Slot) -> bool {
+        let bytes_max = self.config.outbox_bytes_max;
+        let connection = &mut self.connections[slot as usize];
+        let has_room = connection.outbox.pending_bytes() <= bytes_max / 2 && !connection.session.holds_pushes();
+        let Some(behind) = connection.behind.take_if(|_| has_room) else { return false };
+        self.behind_connections -= 1;
+        if connection.phase == Phase::Closing {
+            return false;
+        }
+        tracing::info!(
+            shard = self.id.0,
+            user = connection.session.user().map(|user| user.0),
+            session = connection.session.session().map(|session| session.0),
+            skipped = behind.skipped(),
+            "a connection that was behind takes pushes again"
+        );
+        let frames = connection.wrap(behind.frames());
+        if connection.outbox.enqueue(frames, bytes_max).is_err() {
+            self.end_slow_consumer(slot);
+        }
+        true
     }
 
     /// A second has passed.
@@ -326,6 +373,9 @@ impl State {
                 self.end_session(slot, code);
             }
         }
+        if std::mem::take(&mut self.has_missed_pushes) {
+            self.tell_everybody_missed();
+        }
         self.report();
     }
 
@@ -336,7 +386,9 @@ impl State {
         metrics::gauge!(telemetry::SHARD_CONNECTIONS, "shard" => shard.clone()).set(self.connections.len() as f64);
         metrics::counter!(telemetry::SHARD_READ_BYTES, "shard" => shard.clone()).increment(counts.read_bytes);
         metrics::counter!(telemetry::SHARD_READ_FRAMES, "shard" => shard.clone()).increment(counts.frames);
-        metrics::counter!(telemetry::SHARD_WRITTEN_FRAMES, "shard" => shard).increment(counts.written_frames);
+        metrics::gauge!(telemetry::SHARD_BEHIND, "shard" => shard.clone()).set(self.behind_connections as f64);
+        metrics::counter!(telemetry::SHARD_WRITTEN_FRAMES, "shard" => shard.clone()).increment(counts.written_frames);
+        metrics::counter!(telemetry::SHARD_SKIPPED_FRAMES, "shard" => shard).increment(counts.skipped_frames);
     }
 }
 

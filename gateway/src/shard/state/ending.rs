@@ -20,6 +20,13 @@ impl State {
         self.linger(slot, code.label());
     }
 
+    /// The receiver takes nothing at all.
+    pub fn end_stalled(&mut self, slot: Slot, generation: u32) {
+        if self.get(slot, generation).is_some_and(|connection| connection.phase == Phase::Open) {
+            self.end_slow_consumer(slot);
+        }
+    }
+
     /// The Close frame is queued: behind it, over WebSocket, comes the close frame of RFC 6455 section 5.5.1.
     pub(super) fn end(&mut self, slot: Slot, code: CloseCode) {
         if let Transport::WebSocket(_) = self.connections[slot as usize].transport {

@@ -140,9 +140,9 @@ impl State {
         is_full && !is_ended
     }
 
-    /// A client that sends many small commands at once gets its replies in several writes; the outbox is for clients that
-    /// do not read.
-    fn flush_early(&mut self, slot: Slot) {
+    /// Writes before the turn's end: one turn may hold more for a connection than its outbox, which is for clients that do
+    /// not read.
+    pub(super) fn flush_early(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot as usize];
         if !connection.is_draining_outbox && !connection.session.holds_pushes() {
             // What is left, and an error, shows again at the turn's end.
