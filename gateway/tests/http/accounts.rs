@@ -65,7 +65,7 @@ fn a_login_says_where_everything_stands_and_takes_nothing() {
     let receipts = vec![ReceiptMoved { conversation, user: UserId(alice), delivered: Seq(3), read: Seq(2) }];
     world.runtime.block_on(async {
         world.backend.archive().persist(&PersistBatch { messages, receipts }).await.unwrap();
-        world.backend.hot().file(&[filing.clone()]).await.unwrap();
+        world.backend.hot().file(std::slice::from_ref(&filing)).await.unwrap();
     });
 
     let login = || world.post("/api/v1/login", "", json!({ "name": "alice", "password": "correct horse" })).expect(200);
