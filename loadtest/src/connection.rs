@@ -114,25 +114,28 @@ impl LoggedIn {
     /// # Errors
     /// What the server answered, or why it could not be reached. The token is in no error.
     pub async fn connect(address: SocketAddr, index: u32, account: &Account, device_id: &str) -> anyhow::Result<Self> {
-        let dialled = tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, device_id));
+        let login = Login { device_id: device_id.to_owned(), ..Login::default() };
+        Self::connect_as(address, index, account, login).await
+    }
+
+    /// The same with a Login that says more than the device: a session to resume, positions.
+    ///
+    /// # Errors
+    /// What the server answered, or why it could not be reached. The token is in no error.
+    pub async fn connect_as(address: SocketAddr, index: u32, account: &Account, login: Login) -> anyhow::Result<Self> {
+        let dialled = tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, login));
         let result = dialled.await.unwrap_or_else(|_| bail!("no login reply within {LOGIN_DEADLINE:?}"));
         result.with_context(|| format!("connection {index} to {address}"))
     }
 
-    async fn dial_and_login(
-        address: SocketAddr,
-        index: u32,
-        account: &Account,
-        device_id: &str,
-    ) -> anyhow::Result<Self> {
+    async fn dial_and_login(address: SocketAddr, index: u32, account: &Account, login: Login) -> anyhow::Result<Self> {
         let mut stream = dial(address, index).await?;
         let mut out = BytesMut::from(&Opening::CURRENT.encode()[..]);
         let login = Login {
             token: account.token.clone(),
-            device_id: device_id.to_owned(),
             device_class: "desktop".to_owned(),
             client: concat!("tidegate-loadtest ", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..Default::default()
+            ..login
         };
         frame::put_message(&mut out, Kind::Login, 0, &login);
         stream.write_all(&out).await?;

@@ -132,14 +132,11 @@ impl Line {
         let mut entries: Vec<Entry> = Vec::new();
         loop {
             let after_seq = entries.last().map_or(0, |entry| entry.seq);
-            let history = History {
-                conversation_id: chapter.id.clone(),
-                before_seq: 0,
-                after_seq: Some(after_seq),
-                page_size: PAGE,
-            };
+            let conversation_id = chapter.id.clone();
+            let history =
+                History { conversation_id, after_seq: Some(after_seq), page_size: PAGE, ..History::default() };
             let reply = timeout(ANSWER_DEADLINE, self.ask(&history)).await.context("History is not answered")??;
-            entries.extend(reply.messages.iter().map(|message| entry(terms, &chapter.users, message, Via::History)));
+            entries.extend(reply.messages.iter().map(|message| entry(terms, &chapter.users, message, Via::Answer)));
             if !reply.more {
                 return Ok(entries);
             }

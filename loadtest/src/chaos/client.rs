@@ -9,11 +9,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::BytesMut;
-use tidegate_proto::v1::{Close, Error, History, HistoryReply, LoginReply, Message, Ping, Receipt};
+use tidegate_proto::v1::{
+    Behind, Close, Error, History, HistoryReply, Login, LoginReply, Message, Ping, Receipt, Sync, SyncFrom, SyncReply,
+    Synced,
+};
 use tidegate_proto::{Frame, Kind, frame};
 
 use super::evidence::{Answer, Origin, Sent, Via};
 use super::seat::{Reads, Seat, Terms, entry};
+use super::sync::{Place, Question};
 use crate::finding::{Fault, Findings};
 use crate::pacer::Random;
 use crate::wire::{Stamp, scan_send_ack};
@@ -36,8 +40,8 @@ const RECEIPT_INTERVAL_MS: u64 = 700;
 /// First and longest back-off after an error that says "later".
 const BACK_OFF_MS: [u64; 2] = [100, 2_000];
 
-/// Between two looks at a History that has less than was announced.
-const HISTORY_PAUSE_MS: u64 = 300;
+/// Before asking again when an answer had less than was announced.
+const ASK_PAUSE_MS: u64 = 300;
 
 /// Messages on a page of History: the most the protocol allows.
 pub const PAGE: u32 = 200;
@@ -60,15 +64,21 @@ pub enum Ending {
     Nonsense,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Asked {
     Message(usize),
+    /// Seats, and where each stood.
+    Sync(Vec<(usize, Place)>),
     History(usize),
-    Receipt { seat: usize, delivered: u64, read: u64 },
+    Receipt {
+        seat: usize,
+        delivered: u64,
+        read: u64,
+    },
     Ping,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Command {
     asked: Asked,
     written_ms: u64,
@@ -100,6 +110,10 @@ pub struct Figures {
     pub not_offered: u64,
     /// Logins that succeeded.
     pub logins: u64,
+    /// Of these, such that resumed a session.
+    pub resumed: u64,
+    /// Behind pushes.
+    pub behinds: u64,
     /// Commands that were answered only after they had been given up.
     pub late_answers: u64,
     /// Longest time from offering to the acknowledgement.
@@ -125,6 +139,9 @@ pub struct Client {
     next_correlation: u16,
     connection: u32,
     place: u32,
+    session_id: u64,
+    /// What the Login under way said of positions.
+    login_places: Vec<(usize, Place)>,
     unsettled: usize,
     heard_ms: u64,
     pinged_ms: u64,
@@ -150,6 +167,8 @@ impl Client {
             next_correlation: 1,
             connection: 0,
             place: 0,
+            session_id: 0,
+            login_places: Vec::new(),
             unsettled: 0,
             heard_ms: 0,
             pinged_ms: 0,
@@ -191,22 +210,71 @@ impl Client {
         true
     }
 
+    /// The Login of the next connection: the session it had, and where it stands.
+    pub fn login(&mut self, device_id: &str) -> Login {
+        self.login_places = (0..).zip(&self.seats).map(|(index, seat)| (index, seat.sync.place())).collect();
+        let positions = self.login_places.iter().map(|place| self.sync_from(place)).collect();
+        let device_id = device_id.to_owned();
+        Login { device_id, resume_session_id: self.session_id, positions, ..Login::default() }
+    }
+
+    fn sync_from(&self, (seat, place): &(usize, Place)) -> SyncFrom {
+        SyncFrom { conversation_id: self.seats[*seat].id.clone(), epoch: place.epoch, seq: place.seq }
+    }
+
     /// A connection is logged in.
     pub fn handle_login(&mut self, reply: &LoginReply, now_ms: u64) {
         self.connection += 1;
         self.place = 0;
+        self.session_id = reply.session_id;
         self.figures.logins += 1;
+        self.figures.resumed += u64::from(reply.resumed);
         (self.heard_ms, self.pinged_ms, self.pings) = (now_ms, now_ms, 0);
         if let Some(heartbeat) = &reply.heartbeat {
             self.ping_interval_ms = u64::from(heartbeat.min_interval_s.max(1)) * 1_000;
             self.probe_count = heartbeat.probe_count;
         }
-        for message in &reply.recent {
-            self.see(message, Via::Push);
-        }
+        self.seats.iter_mut().for_each(|seat| seat.sync.doubt());
+        let places = std::mem::take(&mut self.login_places);
+        self.handle_synced(&places, &reply.synced, now_ms);
         for position in &reply.positions {
             if let Some(seat) = self.seats.iter_mut().find(|seat| seat.id == position.conversation_id) {
                 seat.sync.hear(position.epoch, position.last_seq);
+            }
+        }
+    }
+
+    /// Answers come in the order of the questions; what has none is asked again.
+    fn handle_synced(&mut self, places: &[(usize, Place)], synced: &[Synced], now_ms: u64) {
+        for ((index, place), synced) in places.iter().zip(synced) {
+            let Self { seats, terms, findings, who, .. } = self;
+            let seat = &mut seats[*index];
+            let id = &synced.conversation_id;
+            if *id != seat.id {
+                return findings.add(Fault::Protocol, || format!("{who}: {id} is synced in the place of {}", seat.id));
+            }
+            let entries = synced.messages.iter().map(|message| entry(terms, &seat.users, message, Via::Answer));
+            let (outcome, epoch, last_seq) = (synced.outcome(), synced.epoch, synced.last_seq);
+            let before = seat.sync.place();
+            if !seat.sync.answer(*place, outcome, epoch, last_seq, entries) {
+                findings.add(Fault::Gap, || format!("{who}: {id} after {place:?}: a whole answer leaves a gap"));
+            }
+            if seat.sync.place() == before {
+                seat.ask_due_ms = now_ms + ASK_PAUSE_MS;
+            }
+        }
+    }
+
+    fn handle_behind(&mut self, behind: &Behind, now_ms: u64) {
+        self.figures.behinds += 1;
+        let spread_ms = self.random.below(u64::from(behind.spread_ms) + 1);
+        let of_all = behind.conversation_id.is_empty();
+        for seat in self.seats.iter_mut().filter(|seat| of_all || seat.id == behind.conversation_id) {
+            seat.ask_due_ms = seat.ask_due_ms.max(now_ms + spread_ms);
+            if of_all {
+                seat.sync.doubt();
+            } else {
+                seat.sync.hear(behind.epoch, behind.last_seq);
             }
         }
     }
@@ -226,9 +294,15 @@ impl Client {
                     self.waiting.insert((due_ms, index));
                 }
             }
+            Asked::Sync(places) => {
+                for (seat, _) in places {
+                    self.seats[seat].asking = false;
+                    self.seats[seat].ask_due_ms = due_ms;
+                }
+            }
             Asked::History(seat) => {
-                self.seats[seat].fetching = false;
-                self.seats[seat].fetch_due_ms = due_ms;
+                self.seats[seat].asking = false;
+                self.seats[seat].ask_due_ms = due_ms;
             }
             Asked::Receipt { seat, .. } => {
                 self.seats[seat].receipt_pending = false;
@@ -247,8 +321,8 @@ impl Client {
     pub fn poll(&mut self, now_ms: u64, out: &mut BytesMut) -> Result<(), Ending> {
         self.look_for_silence(now_ms);
         self.ping_if_silent(now_ms, out)?;
+        self.ask_if_behind(now_ms, out);
         for seat in 0..self.seats.len() {
-            self.fetch_if_behind(seat, now_ms, out);
             self.report_if_moved(seat, now_ms, out);
         }
         while let Some((due_ms, index)) = self.waiting.first().copied()
@@ -268,7 +342,7 @@ impl Client {
             let waited_ms = now_ms.saturating_sub(command.written_ms);
             if waited_ms > REPEAT_AFTER_MS && !command.is_late {
                 command.is_late = true;
-                again.push(command.asked);
+                again.push(command.asked.clone());
             }
             if waited_ms > ANSWER_MS_MAX {
                 findings.add(Fault::Unanswered, || {
@@ -297,16 +371,30 @@ impl Client {
         Ok(())
     }
 
-    fn fetch_if_behind(&mut self, seat: usize, now_ms: u64, out: &mut BytesMut) {
-        let Seat { id, sync, fetching, fetch_due_ms, .. } = &mut self.seats[seat];
-        if *fetching || !sync.is_behind() || *fetch_due_ms > now_ms || self.in_flight.len() >= IN_FLIGHT_MAX {
-            return;
+    fn ask_if_behind(&mut self, now_ms: u64, out: &mut BytesMut) {
+        let mut places = Vec::new();
+        for index in 0..self.seats.len() {
+            let Seat { id, sync, asking, ask_due_ms, .. } = &mut self.seats[index];
+            let Some(question) = sync.question().filter(|_| !*asking && *ask_due_ms <= now_ms) else { continue };
+            if self.in_flight.len() >= IN_FLIGHT_MAX {
+                return;
+            }
+            *asking = true;
+            match question {
+                Question::Sync => places.push((index, sync.place())),
+                Question::Page => {
+                    let (conversation_id, after_seq) = (id.clone(), Some(sync.last()));
+                    let history = History { conversation_id, after_seq, page_size: PAGE, ..History::default() };
+                    let correlation = self.issue(Asked::History(index), now_ms);
+                    frame::put_message(out, Kind::History, correlation, &history);
+                }
+            }
         }
-        *fetching = true;
-        let history =
-            History { conversation_id: id.clone(), before_seq: 0, after_seq: Some(sync.last()), page_size: PAGE };
-        let correlation = self.issue(Asked::History(seat), now_ms);
-        frame::put_message(out, Kind::History, correlation, &history);
+        if !places.is_empty() {
+            let positions = places.iter().map(|place| self.sync_from(place)).collect();
+            let correlation = self.issue(Asked::Sync(places), now_ms);
+            frame::put_message(out, Kind::Sync, correlation, &Sync { positions });
+        }
     }
 
     fn report_if_moved(&mut self, index: usize, now_ms: u64, out: &mut BytesMut) {
@@ -379,7 +467,8 @@ impl Client {
                 self.find(Fault::Refused, "an acknowledged message was taken back (SendRejected)");
                 Ok(())
             }
-            Kind::SendAck | Kind::HistoryReply | Kind::ReceiptAck | Kind::Pong | Kind::Error => {
+            Kind::Behind => frame.decode().map(|behind| self.handle_behind(&behind, now_ms)),
+            Kind::SendAck | Kind::SyncReply | Kind::HistoryReply | Kind::ReceiptAck | Kind::Pong | Kind::Error => {
                 let Some(command) = self.in_flight.remove(&frame.head.correlation) else {
                     self.find(Fault::Protocol, "a reply to a command that is not in flight");
                     return Ok(());
@@ -408,28 +497,37 @@ impl Client {
         command: Command,
         now_ms: u64,
     ) -> Result<(), prost::DecodeError> {
+        let is_late = command.is_late;
         match (kind, command.asked) {
             (Kind::Error, asked) => {
                 let error: Error = frame.decode()?;
-                self.handle_error(&error, command, asked, now_ms);
+                self.handle_error(&error, is_late, asked, now_ms);
             }
             (Kind::SendAck, Asked::Message(index)) => match scan_send_ack(&frame.payload) {
                 Some(message_id) => self.accept(index, message_id, now_ms),
                 None => self.find(Fault::Protocol, "a SendAck without a message id"),
             },
-            (Kind::HistoryReply, Asked::History(seat)) => {
+            (Kind::SyncReply, Asked::Sync(places)) => {
+                let reply: SyncReply = frame.decode()?;
+                if reply.synced.is_empty() {
+                    self.find(Fault::Protocol, "a SyncReply without any answer");
+                }
+                for (seat, _) in places.iter().filter(|_| !is_late) {
+                    self.seats[*seat].asking = false;
+                }
+                self.handle_synced(&places, &reply.synced, now_ms);
+            }
+            (Kind::HistoryReply, Asked::History(index)) => {
                 let reply: HistoryReply = frame.decode()?;
-                let before = self.seats[seat].sync.last();
-                for message in &reply.messages {
-                    self.see(message, Via::History);
+                let Seat { sync, users, asking, ask_due_ms, .. } = &mut self.seats[index];
+                let before = sync.last();
+                let entries = reply.messages.iter().map(|message| entry(&self.terms, users, message, Via::Answer));
+                sync.page(reply.epoch, reply.last_seq, reply.more, entries);
+                if !is_late {
+                    *asking = false;
                 }
-                let seat = &mut self.seats[seat];
-                seat.sync.hear(reply.epoch, reply.last_seq);
-                if !command.is_late {
-                    seat.fetching = false;
-                }
-                if seat.sync.last() == before {
-                    seat.fetch_due_ms = now_ms + HISTORY_PAUSE_MS;
+                if sync.last() == before {
+                    *ask_due_ms = now_ms + ASK_PAUSE_MS;
                 }
             }
             (Kind::ReceiptAck, Asked::Receipt { seat, delivered, read }) => {
@@ -469,9 +567,9 @@ impl Client {
         }
     }
 
-    fn handle_error(&mut self, error: &Error, command: Command, asked: Asked, now_ms: u64) {
+    fn handle_error(&mut self, error: &Error, is_late: bool, asked: Asked, now_ms: u64) {
         *self.figures.errors.entry(error.code).or_default() += 1;
-        if command.is_late {
+        if is_late {
             return;
         }
         if !(1_000..2_000).contains(&error.code) {

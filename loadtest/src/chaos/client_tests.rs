@@ -19,7 +19,7 @@ fn client() -> Client {
 fn login(last_seq: u64) -> LoginReply {
     let position = Position { conversation_id: "p_1_2".into(), epoch: 5, last_seq, ..Position::default() };
     let heartbeat = Heartbeat { min_interval_s: 1, max_interval_s: 30, probe_count: 3 };
-    LoginReply { heartbeat: Some(heartbeat), positions: vec![position], ..LoginReply::default() }
+    LoginReply { session_id: 77, heartbeat: Some(heartbeat), positions: vec![position], ..LoginReply::default() }
 }
 
 /// What the client writes at this moment.
@@ -109,7 +109,7 @@ fn a_message_is_repeated_on_silence_and_the_late_answer_still_counts() {
 
 #[test]
 fn an_error_for_good_and_a_command_without_any_answer_are_findings() {
-    let mut client = client();
+    let mut client = in_sync();
     client.offer(0, 10, false);
     client.offer(0, 10, false);
     let sends = of_kind(written(&mut client, 10), Kind::Send);
@@ -122,34 +122,97 @@ fn an_error_for_good_and_a_command_without_any_answer_are_findings() {
     assert_eq!(client.findings.count(Fault::Unanswered), 1);
 }
 
-#[test]
-fn a_gap_is_closed_by_history_page_by_page() {
+fn synced(client: &mut Client, ask: &Frame, answer: Synced, now_ms: u64) {
+    let reply = SyncReply { synced: vec![answer] };
+    client.handle_frame(&Frame::from_message(Kind::SyncReply, ask.head.correlation, &reply), now_ms).unwrap();
+}
+
+fn whole(seqs: &[u64], last_seq: u64) -> Synced {
+    let messages = seqs.iter().map(|seq| message(*seq)).collect();
+    Synced { conversation_id: "p_1_2".into(), epoch: 5, last_seq, messages, ..Synced::default() }
+}
+
+/// A client that has answered for its login already and is in sync.
+fn in_sync() -> Client {
     let mut client = client();
-    for seq in [1, 4] {
-        client.handle_frame(&Frame::from_message(Kind::Message, 0, &message(seq)), 10).unwrap();
-    }
-    let mut now_ms = 10;
-    for page in [[2, 3].as_slice(), &[4]] {
-        now_ms += 10;
-        let ask = of_kind(written(&mut client, now_ms), Kind::History).remove(0);
-        assert_eq!(History::decode(ask.payload.clone()).unwrap().after_seq, Some(page[0] - 1));
-        assert!(of_kind(written(&mut client, now_ms), Kind::History).is_empty(), "one at a time");
-        let messages = page.iter().map(|seq| message(*seq)).collect();
-        let reply =
-            HistoryReply { conversation_id: "p_1_2".into(), epoch: 5, last_seq: 4, messages, more: page.len() > 1 };
-        client.handle_frame(&Frame::from_message(Kind::HistoryReply, ask.head.correlation, &reply), now_ms).unwrap();
-    }
-    let shown: Vec<(u64, Via)> = client.seats[0].sync.shown.iter().map(|entry| (entry.seq, entry.via)).collect();
-    assert_eq!(shown, [(1, Via::Push), (2, Via::History), (3, Via::History), (4, Via::History)]);
-    assert!(of_kind(written(&mut client, 500), Kind::History).is_empty());
+    let ask = of_kind(written(&mut client, 0), Kind::Sync).remove(0);
+    synced(&mut client, &ask, whole(&[], 0), 0);
+    client
+}
+
+fn shown(client: &Client) -> Vec<(u64, Via)> {
+    client.seats[0].sync.shown.iter().map(|entry| (entry.seq, entry.via)).collect()
 }
 
 #[test]
-fn a_position_ahead_is_fetched_after_the_login() {
-    let mut client = client();
-    client.handle_end(10);
-    client.handle_login(&login(3), 20);
-    assert_eq!(of_kind(written(&mut client, 30), Kind::History).len(), 1);
+fn a_gap_is_closed_by_a_sync() {
+    let mut client = in_sync();
+    for seq in [1, 4] {
+        client.handle_frame(&Frame::from_message(Kind::Message, 0, &message(seq)), 400).unwrap();
+    }
+    let ask = of_kind(written(&mut client, 400), Kind::Sync).remove(0);
+    let place = SyncFrom { conversation_id: "p_1_2".into(), epoch: 5, seq: 1 };
+    assert_eq!(Sync::decode(ask.payload.clone()).unwrap().positions, [place]);
+    assert!(of_kind(written(&mut client, 410), Kind::Sync).is_empty(), "one at a time");
+    synced(&mut client, &ask, whole(&[2, 3, 4], 4), 420);
+    assert_eq!(shown(&client), [(1, Via::Push), (2, Via::Answer), (3, Via::Answer), (4, Via::Answer)]);
+    assert!(of_kind(written(&mut client, 900), Kind::Sync).is_empty());
+    assert!(client.findings.is_empty());
+}
+
+#[test]
+fn a_whole_answer_that_is_not_whole_is_a_finding() {
+    let mut client = in_sync();
+    client.handle_frame(&Frame::from_message(Kind::Message, 0, &message(3)), 400).unwrap();
+    let ask = of_kind(written(&mut client, 400), Kind::Sync).remove(0);
+    synced(&mut client, &ask, whole(&[1, 3], 3), 410);
+    assert_eq!(client.findings.count(Fault::Gap), 1);
+}
+
+#[test]
+fn too_much_for_a_sync_is_reloaded_by_history_page_by_page() {
+    let mut client = in_sync();
+    client.handle_frame(&Frame::from_message(Kind::Message, 0, &message(3)), 400).unwrap();
+    let ask = of_kind(written(&mut client, 400), Kind::Sync).remove(0);
+    let mut reload = whole(&[], 3);
+    reload.set_outcome(tidegate_proto::v1::SyncOutcome::Reload);
+    synced(&mut client, &ask, reload, 410);
+    let mut now_ms = 1_000;
+    for page in [[1, 2].as_slice(), &[3]] {
+        now_ms += 10;
+        let ask = of_kind(written(&mut client, now_ms), Kind::History).remove(0);
+        assert_eq!(History::decode(ask.payload.clone()).unwrap().after_seq, Some(page[0] - 1));
+        let messages = page.iter().map(|seq| message(*seq)).collect();
+        let (epoch, last_seq, more) = (5, 3, page.len() > 1);
+        let reply =
+            HistoryReply { conversation_id: "p_1_2".into(), epoch, last_seq, messages, more, ..Default::default() };
+        client.handle_frame(&Frame::from_message(Kind::HistoryReply, ask.head.correlation, &reply), now_ms).unwrap();
+    }
+    assert_eq!(shown(&client).len(), 3);
+    assert!(of_kind(written(&mut client, 2_000), Kind::History).is_empty());
+}
+
+#[test]
+fn the_next_login_names_session_and_positions_and_takes_its_answer() {
+    let mut client = in_sync();
+    client.handle_frame(&Frame::from_message(Kind::Message, 0, &message(1)), 400).unwrap();
+    client.handle_end(500);
+    let login = client.login("pc");
+    let place = SyncFrom { conversation_id: "p_1_2".into(), epoch: 5, seq: 1 };
+    assert_eq!((login.resume_session_id, login.positions), (77, vec![place]));
+    let reply = LoginReply { synced: vec![whole(&[2, 3], 3)], ..self::login(3) };
+    client.handle_login(&reply, 600);
+    assert_eq!(shown(&client).len(), 3);
+    assert!(of_kind(written(&mut client, 1_500), Kind::Sync).is_empty());
+}
+
+#[test]
+fn behind_is_followed_by_a_sync_after_a_wait() {
+    let mut client = in_sync();
+    let behind = Behind { spread_ms: 1_000, ..Behind::default() };
+    client.handle_frame(&Frame::from_message(Kind::Behind, 0, &behind), 1_000).unwrap();
+    let asks: usize = (1_000..2_100).map(|ms| of_kind(written(&mut client, ms), Kind::Sync).len()).sum();
+    assert_eq!((asks, client.figures.behinds), (1, 1));
 }
 
 #[test]

@@ -20,7 +20,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// For probes, when nothing is broken any more.
 const CALM_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Leads through the phases; returns what was injected, and when the offering ended.
+/// What came of it.
+pub struct Directed {
+    /// What was broken.
+    pub injected: Vec<Injected>,
+    /// When the last message was offered.
+    pub offered_until_ms: u64,
+    /// True if everybody had seen everything before the probes.
+    pub has_settled: bool,
+}
+
+/// Leads through the phases; returns what came of it.
 pub fn direct(
     options: &ChaosOptions,
     cluster: &Cluster,
@@ -28,7 +38,7 @@ pub fn direct(
     plan: &[Vec<Planned>],
     stop: &AtomicBool,
     findings: &mut Findings,
-) -> (Vec<Injected>, u64) {
+) -> Directed {
     let until_ms = u64::try_from(options.duration.as_millis()).unwrap_or(u64::MAX);
     // What was planned is played though it may be late; twice the time is enough for that.
     let injector = Injector::new(cluster, stage, stop, until_ms.saturating_mul(2));
@@ -51,12 +61,13 @@ pub fn direct(
         }
     }
     if stop.load(Ordering::Relaxed) {
-        return (injected, offered_until_ms);
+        return Directed { injected, offered_until_ms, has_settled: false };
     }
     if let Err(error) = cluster.restore(stop) {
         findings.add(Fault::NotRecovered, || format!("{error:#}"));
     }
     stage.begin(Phase::Settling);
+    let mut has_settled = true;
     let phases =
         [(Phase::Settling, options.patience), (Phase::Probing, CALM_PATIENCE), (Phase::Reconnecting, options.patience)];
     // What does not settle is found by the judge: as unanswered, lost, or not pushed.
@@ -64,13 +75,17 @@ pub fn direct(
         stage.begin(phase);
         let settled = stage.wait_until_settled(patience, stop, || view.look(findings));
         if !settled && !stop.load(Ordering::Relaxed) {
-            let (settled, all) = (stage.settled(), stage.gauges.len());
+            let (settled, all, waits) = (stage.settled(), stage.gauges.len(), stage.waits());
             findings.add(Fault::NotRecovered, || {
-                format!("{phase:?}: after {patience:?} only {settled} of {all} devices had sent and seen everything")
+                format!(
+                    "{phase:?}: after {patience:?} only {settled} of {all} devices had sent and seen everything; \
+                     waiting: {waits}"
+                )
             });
+            has_settled &= phase != Phase::Settling;
         }
     }
-    (injected, offered_until_ms)
+    Directed { injected, offered_until_ms, has_settled }
 }
 
 /// What is looked at all the time.

@@ -21,10 +21,10 @@ pub struct Origin {
 /// How a message came to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// A push, or the login reply's `recent`.
+    /// A push.
     Push,
-    /// A page of History.
-    History,
+    /// An answer: a Synced or a page of History.
+    Answer,
 }
 
 /// A message as a client or an audit saw it.
@@ -126,6 +126,8 @@ pub struct Evidence {
     pub views: Vec<View>,
     /// What is stored.
     pub audits: Vec<Audit>,
+    /// True if probes must have come by push: nobody had a gap when they were sent.
+    pub probes_count: bool,
     /// What was wrong with the traffic itself.
     pub findings: Findings,
 }

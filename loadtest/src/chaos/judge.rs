@@ -35,8 +35,8 @@ pub struct Counts {
     pub archived: u64,
     /// Shown to a device, over all devices.
     pub shown: u64,
-    /// Of these, found by History instead of a push.
-    pub shown_by_history: u64,
+    /// Of these, brought by an answer instead of a push.
+    pub shown_by_answer: u64,
     /// Acknowledged and not in the archive, or archived and not shown to a device.
     pub lost: u64,
     /// Under two sequences, or shown twice.
@@ -47,7 +47,7 @@ pub struct Counts {
 
 /// Judges.
 pub fn judge(evidence: Evidence) -> Outcome {
-    let Evidence { conversations, sent, views, audits, findings } = evidence;
+    let Evidence { conversations, sent, views, audits, probes_count, findings } = evidence;
     let mut outcome = Outcome { counts: Counts::default(), findings };
     let by_origin: HashMap<Origin, &Sent> = sent.iter().map(|sent| (sent.origin, sent)).collect();
     for (index, label) in (0..).zip(&conversations) {
@@ -61,6 +61,9 @@ pub fn judge(evidence: Evidence) -> Outcome {
         }
         for view in views.iter().filter(|view| view.conversation == index) {
             conversation.judge_view(view);
+            if probes_count {
+                conversation.judge_probes(view);
+            }
         }
     }
     judge_answers(&sent, &mut outcome);
@@ -224,12 +227,12 @@ impl Conversation<'_> {
         }
     }
 
-    /// A device was shown the archive: all of it, in order, each once; and probes by pushes.
+    /// A device was shown the archive: all of it, in order, each once.
     fn judge_view(&mut self, view: &View) {
         let who = &view.who;
         self.outcome.counts.shown += view.shown.len() as u64;
-        let by_history = view.shown.iter().filter(|entry| entry.via == Via::History).count();
-        self.outcome.counts.shown_by_history += by_history as u64;
+        let by_answer = view.shown.iter().filter(|entry| entry.via == Via::Answer).count();
+        self.outcome.counts.shown_by_answer += by_answer as u64;
         let mut places: HashMap<MessageId, u64> = HashMap::new();
         let mut before = 0;
         for entry in &view.shown {
@@ -259,7 +262,12 @@ impl Conversation<'_> {
         for seq in places.values() {
             self.find(Fault::NotArchived, || format!("seq {seq}: {who} was shown what the archive does not have"));
         }
-        for entry in view.shown.iter().filter(|entry| entry.via == Via::History) {
+    }
+
+    /// With nothing broken any more, pushes arrive.
+    fn judge_probes(&mut self, view: &View) {
+        let who = &view.who;
+        for entry in view.shown.iter().filter(|entry| entry.via == Via::Answer) {
             let sent = entry.origin.and_then(|origin| self.by_origin.get(&origin));
             if sent.is_some_and(|sent| sent.is_probe) {
                 let seq = entry.seq;

@@ -5,7 +5,8 @@ use crate::chaos::evidence::Standing;
 
 /// Two conversations of two members who each sent three messages; both have one device, which saw everything.
 fn right() -> Evidence {
-    let mut evidence = Evidence { conversations: vec!["p_1_2".into(), "r_1".into()], ..Evidence::default() };
+    let mut evidence =
+        Evidence { conversations: vec!["p_1_2".into(), "r_1".into()], probes_count: true, ..Evidence::default() };
     for conversation in 0..2 {
         for counter in 0..3 {
             for member in 0..2 {
@@ -27,7 +28,7 @@ fn right() -> Evidence {
                 who,
                 conversation,
                 member,
-                archive: archive.iter().map(|entry| Entry { via: Via::History, ..*entry }).collect(),
+                archive: archive.iter().map(|entry| Entry { via: Via::Answer, ..*entry }).collect(),
                 // Of the sequences after 2, each has sent two.
                 position: Some(Standing { last_seq: 6, read_seq: 2, unread: 2 }),
                 unread_http: 2,
@@ -236,10 +237,10 @@ fn positions_and_counts_that_do_not_fit_the_messages_are_found() {
 }
 
 #[test]
-fn a_probe_that_came_by_history_was_not_pushed() {
+fn a_probe_that_came_by_answer_was_not_pushed() {
     // The last two of each conversation are probes.
-    let (_, faults) = judged(|evidence| evidence.views[0].shown[4].via = Via::History);
+    let (_, faults) = judged(|evidence| evidence.views[0].shown[4].via = Via::Answer);
     assert_eq!(faults, [(Fault::NotPushed, 1)]);
-    let (counts, faults) = judged(|evidence| evidence.views[0].shown[3].via = Via::History);
-    assert_eq!((faults, counts.shown_by_history), (vec![], 1));
+    let (counts, faults) = judged(|evidence| evidence.views[0].shown[3].via = Via::Answer);
+    assert_eq!((faults, counts.shown_by_answer), (vec![], 1));
 }

@@ -41,6 +41,7 @@ use availability::outage;
 use cast::{Conversation, Person};
 use client::Client;
 use cluster::Cluster;
+use director::Directed;
 use evidence::{Audit, Evidence, View};
 use injector::Injected;
 use judge::judge;
@@ -59,9 +60,8 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 /// What has happened, all of it.
 struct Played {
     took_s: f64,
-    offered_until_ms: u64,
     planned: usize,
-    injected: Vec<Injected>,
+    directed: Directed,
     failed_starts: u64,
     clients: Vec<Client>,
     conversations: Vec<Conversation>,
@@ -103,7 +103,7 @@ fn play(options: &ChaosOptions, cluster: &Cluster, stop: &AtomicBool) -> anyhow:
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let playing: Vec<_> = players.into_iter().map(|player| runtime.spawn(player.play(Arc::clone(&stage)))).collect();
     let mut findings = Findings::default();
-    let (injected, offered_until_ms) = director::direct(options, cluster, &stage, &plan, stop, &mut findings);
+    let directed = director::direct(options, cluster, &stage, &plan, stop, &mut findings);
     stage.begin(Phase::Over);
     let clients = runtime.block_on(async {
         let leave = futures_util::future::try_join_all(playing);
@@ -122,9 +122,8 @@ fn play(options: &ChaosOptions, cluster: &Cluster, stop: &AtomicBool) -> anyhow:
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(Played {
         took_s: stage.now_ms() as f64 / 1_000.0,
-        offered_until_ms,
         planned: plan.iter().map(Vec::len).sum(),
-        injected,
+        directed,
         failed_starts: cluster.failed_starts(),
         clients,
         conversations,
@@ -173,7 +172,8 @@ async fn audit(
 
 /// Judges and sums up.
 fn conclude(options: &ChaosOptions, played: Played, stop: &AtomicBool) -> ChaosResult {
-    let Played { took_s, offered_until_ms, planned, mut injected, failed_starts, .. } = played;
+    let Played { took_s, planned, directed, failed_starts, .. } = played;
+    let Directed { mut injected, offered_until_ms, has_settled } = directed;
     let Played { clients, conversations, audits, mut findings, .. } = played;
     let mut devices = Devices { failed_starts, ..Devices::default() };
     clients.iter().for_each(|client| devices.add(client));
@@ -182,6 +182,7 @@ fn conclude(options: &ChaosOptions, played: Played, stop: &AtomicBool) -> ChaosR
 
     let mut evidence = Evidence {
         conversations: conversations.into_iter().map(|conversation| conversation.id).collect(),
+        probes_count: has_settled,
         ..Evidence::default()
     };
     for client in clients {

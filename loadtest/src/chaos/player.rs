@@ -104,10 +104,11 @@ impl Player {
         &stage.gauges[self.index]
     }
 
-    async fn connect(&self, stage: &Stage) -> anyhow::Result<LoggedIn> {
+    async fn connect(&mut self, stage: &Stage) -> anyhow::Result<LoggedIn> {
         let gateway = &stage.gateways[self.gateway % stage.gateways.len()];
         let index = u32::try_from(self.index).expect("devices are counted in u32");
-        timeout(LOGIN_DEADLINE, LoggedIn::connect(gateway.tcp, index, &self.account, &self.device_id)).await?
+        let login = self.client.login(&self.device_id);
+        timeout(LOGIN_DEADLINE, LoggedIn::connect_as(gateway.tcp, index, &self.account, login)).await?
     }
 
     /// A refusal for good needs a new token; others pass.
@@ -220,13 +221,18 @@ impl Player {
             _ => {}
         }
         actor.publish(&self.client, stage);
-        let has_seen = |seat: &super::seat::Seat| {
+        let lacks = |seat: &&super::seat::Seat| {
             let accepted = stage.accepted_in[seat.conversation as usize].load(Ordering::Relaxed);
-            seat.sync.last() >= accepted && !seat.sync.is_behind()
+            seat.sync.last() < accepted || seat.sync.question().is_some()
         };
+        let lacking = self.client.seats.iter().find(lacks);
         let gauge = self.gauge(stage);
         gauge.unsettled.store(self.client.unsettled() as u64, Ordering::Relaxed);
-        gauge.is_caught_up.store(is_connected && self.client.seats.iter().all(has_seen), Ordering::Relaxed);
+        gauge.is_caught_up.store(is_connected && lacking.is_none(), Ordering::Relaxed);
+        if let Some(seat) = lacking.filter(|_| phase > Phase::Offering) {
+            let (who, id, last) = (&self.client.who, &seat.id, seat.sync.last());
+            *gauge.waits_for.lock().expect("held for a copy") = format!("{who} for {id} after {last}");
+        }
         gauge.phase.store(phase as u8, Ordering::Relaxed);
     }
 }

@@ -55,6 +55,10 @@ pub struct Devices {
     pub devices: usize,
     /// Logins that succeeded.
     pub logins: u64,
+    /// Of these, such that resumed a session.
+    pub resumed: u64,
+    /// Behind pushes.
+    pub behinds: u64,
     /// Sends written again.
     pub repeated: u64,
     /// Pushes of what had been shown: allowed, and ignored.
@@ -81,6 +85,8 @@ impl Devices {
         let figures = &client.figures;
         self.devices += 1;
         self.logins += figures.logins;
+        self.resumed += figures.resumed;
+        self.behinds += figures.behinds;
         self.repeated += figures.repeated;
         self.late_answers += figures.late_answers;
         self.not_offered += figures.not_offered;
@@ -137,21 +143,31 @@ pub fn table(out: &mut String, result: &ChaosResult) -> std::fmt::Result {
         .map(|ms| format!("{:.1} s", ms as f64 / 1_000.0));
         writeln!(out, "  {name:<18}{at:>9}{held:>9}{ready:>9}   {nobody:>9}{worst:>12}{recovery:>10}")?;
     }
-    let Counts { offered, acknowledged, refused, unanswered, archived, shown, shown_by_history, .. } = result.messages;
+    let Counts { offered, acknowledged, refused, unanswered, archived, shown, shown_by_answer, .. } = result.messages;
     let Counts { lost, doubled, reordered, .. } = result.messages;
     writeln!(
         out,
         "  messages    {offered} offered, {acknowledged} acknowledged, {refused} refused, {unanswered} unanswered; \
          {archived} archived"
     )?;
-    writeln!(out, "  receivers   {shown} shown, {shown_by_history} of them by History")?;
+    writeln!(out, "  receivers   {shown} shown, {shown_by_answer} of them by Sync or History")?;
     writeln!(out, "  verdict     {lost} lost, {doubled} doubled, {reordered} reordered")?;
-    let Devices { logins, repeated, repeated_pushes, late_answers, not_offered, epoch_changes, ack_ms_max, .. } =
-        result.devices;
+    let Devices {
+        logins,
+        resumed,
+        behinds,
+        repeated,
+        repeated_pushes,
+        late_answers,
+        not_offered,
+        epoch_changes,
+        ack_ms_max,
+        ..
+    } = result.devices;
     writeln!(
         out,
-        "  devices     {logins} logins, {repeated} sends repeated, {repeated_pushes} pushes repeated, \
-         {late_answers} late answers, slowest ack {:.1} s",
+        "  devices     {logins} logins ({resumed} resumed), {repeated} sends repeated, {repeated_pushes} pushes repeated, \
+         {behinds} told to be behind, {late_answers} late answers, slowest ack {:.1} s",
         ack_ms_max as f64 / 1_000.0
     )?;
     if not_offered + epoch_changes + result.devices.failed_starts > 0 {

@@ -49,10 +49,10 @@ pub struct Seat {
     pub users: Vec<u64>,
     /// The next message's counter.
     pub counter: u32,
-    /// True while a History is asked for.
-    pub fetching: bool,
-    /// No History is asked for before.
-    pub fetch_due_ms: u64,
+    /// True while a Sync or History is under way.
+    pub asking: bool,
+    /// Neither is asked for before.
+    pub ask_due_ms: u64,
     /// True while a Receipt is not answered.
     pub receipt_pending: bool,
     /// No Receipt is sent before.
@@ -75,8 +75,8 @@ impl Seat {
             template: SendTemplate::new(id, &terms.filler),
             users,
             counter: 0,
-            fetching: false,
-            fetch_due_ms: 0,
+            asking: false,
+            ask_due_ms: 0,
             receipt_pending: false,
             receipt_due_ms: 0,
             delivered_acked: 0,

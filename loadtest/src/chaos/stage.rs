@@ -3,6 +3,7 @@
 //! The director moves the phase; players look at it every few milliseconds and report here how far they are.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct Gauge {
     pub unsettled: AtomicU64,
     /// True while it has seen all that is accepted in its conversations, on a live connection.
     pub is_caught_up: AtomicBool,
+    /// If not, what it waits for: for people, while a phase settles.
+    pub waits_for: Mutex<String>,
 }
 
 /// See the module.
@@ -111,6 +114,13 @@ impl Stage {
                 && gauge.is_caught_up.load(Ordering::Relaxed)
         };
         self.gauges.iter().filter(is_settled).count()
+    }
+
+    /// What the devices that are not settled wait for.
+    pub fn waits(&self) -> String {
+        let waits = self.gauges.iter().filter(|gauge| !gauge.is_caught_up.load(Ordering::Relaxed));
+        let waits: Vec<String> = waits.map(|gauge| gauge.waits_for.lock().expect("held for a copy").clone()).collect();
+        waits.join(", ")
     }
 
     /// Waits until all devices are settled and stay so for a moment. False if `patience` or `stop` came first.
