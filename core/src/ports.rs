@@ -305,8 +305,9 @@ pub trait HotStore: Send + Sync + 'static {
     fn take_summary(&self, user: UserId) -> impl Future<Output = PortResult<Summary>> + Send;
 
     /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
-    /// meantime above `counted_to` is added. Stays without effect where exactness cannot be proven, because the store lost
-    /// its memory meanwhile or too much was filed: the counts then remain unknown.
+    /// meantime above `counted_to` is added. Stays without effect where the counts are known by now, since those of another
+    /// login came first; and where exactness cannot be proven, because the store lost its memory meanwhile or too much was
+    /// filed: the counts then remain unknown.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
