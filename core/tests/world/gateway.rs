@@ -126,13 +126,13 @@ impl Gateway {
                 clock: clock.clone(),
             }
         };
-        tasks.push(spawner.spawn(Mortal::new(shared, "push engine", move || push().run())));
+        tasks.push(spawner.spawn(Mortal::new(shared, "push engine died", move || push().run())));
         for partition in (0..faults.partitions).map(Partition) {
             let (engine_ports, members, clock) = (Arc::clone(&ports), Arc::clone(&members), sim.clone());
             let engine = move || {
                 IngestEngine::new(partition, Arc::clone(&engine_ports), clock.clone(), Arc::clone(&members)).run()
             };
-            tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine", engine)));
+            tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine died", engine)));
             let accept = accept::run(partition, links.accept.clone(), Arc::clone(&ports), mailboxes.clone());
             tasks.push(spawner.spawn(accept));
         }
@@ -198,7 +198,8 @@ impl<F: Future<Output = ()>, M: FnMut() -> F + Unpin> Future for Mortal<M, F> {
         }
         if this.deaths_left.get() > 0 && this.shared.happens(this.shared.faults.engine_crash) {
             this.deaths_left.set(this.deaths_left.get() - 1);
-            this.shared.sim.trace(|| format!("an {} dies", this.name));
+            this.shared.sim.trace(|| format!("an {}", this.name));
+            this.shared.sim.count(this.name);
             // A future does nothing before its first poll: the old consumer leaves the line before the new one joins.
             this.life = Box::pin((this.make)());
             cx.waker().wake_by_ref();

@@ -35,6 +35,8 @@ pub struct Ledger {
 #[derive(Default)]
 struct Book {
     sent: BTreeMap<MessageId, Vec<Content>>,
+    /// Sent more than once.
+    repeated: BTreeSet<MessageId>,
     acked: BTreeSet<MessageId>,
     places: BTreeMap<MessageId, (ConversationId, Seq)>,
     last: BTreeMap<ConversationId, Seq>,
@@ -45,6 +47,8 @@ struct Book {
     /// Highest read watermark a client sent, and the highest that was acknowledged.
     read_sent: BTreeMap<(UserId, ConversationId), Seq>,
     read_acked: BTreeMap<(UserId, ConversationId), Seq>,
+    /// Watermarks sent above what there was.
+    overread: BTreeSet<(UserId, ConversationId, Seq)>,
 }
 
 impl Ledger {
@@ -96,6 +100,14 @@ impl Ledger {
         }
     }
 
+    pub fn repeats(&self, message: MessageId) {
+        self.book().repeated.insert(message);
+    }
+
+    pub fn is_repeated(&self, message: MessageId) -> bool {
+        self.book().repeated.contains(&message)
+    }
+
     /// Guarantee 1, as far as it can be seen now: `is_queued` says whether MQ1 is durable and holds it.
     pub fn is_acked(&self, message: MessageId, is_queued: bool) {
         self.rule(is_queued || self.stored(message).is_some(), || {
@@ -105,13 +117,21 @@ impl Ledger {
     }
 
     pub fn reads(&self, user: UserId, conversation: ConversationId, read: Seq) {
+        let is_over = read > self.standing(user, conversation).last;
         let mut book = self.book();
+        if is_over {
+            book.overread.insert((user, conversation, read));
+        }
         let sent = book.read_sent.entry((user, conversation)).or_default();
         *sent = read.max(*sent);
     }
 
     pub fn receipt_is_acked(&self, user: UserId, conversation: ConversationId, read: Seq) {
         let mut book = self.book();
+        // Bounded by what there was when it came, which nobody knows now.
+        if book.overread.contains(&(user, conversation, read)) {
+            return;
+        }
         let acked = book.read_acked.entry((user, conversation)).or_default();
         *acked = read.max(*acked);
     }
@@ -211,7 +231,9 @@ impl Ledger {
         let Some(stored) = self.stored(id) else {
             return self.sim.violation(format!("guarantee 5: MQ1 may forget {id} and the archive does not have it"));
         };
+        self.sim.count("message through");
         if (stored.conversation, &stored.body) != (accepted.conversation, &accepted.body) {
+            self.sim.count("conflict");
             let is_told = self.book().rejected.contains(&id);
             return self.rule(is_told, || format!("guarantee 3: {id} came with other content and nobody was told"));
         }
@@ -229,8 +251,10 @@ impl Ledger {
     }
 
     fn acking_receipt(&self, receipt: &ReceiptMoved) {
-        let read = self.standing(receipt.user, receipt.conversation).read;
-        self.rule(read >= receipt.read, || {
+        let Standing { read, last, .. } = self.standing(receipt.user, receipt.conversation);
+        self.rule(read <= last, || format!("guarantee 6: {receipt:?} has read what is not there yet"));
+        let is_over = self.book().overread.contains(&(receipt.user, receipt.conversation, receipt.read));
+        self.rule(is_over || read >= receipt.read, || {
             format!("guarantee 5: MQ1 may forget {receipt:?} and the archive has {}", read.0)
         });
     }

@@ -28,10 +28,32 @@ mod sim;
 mod stage;
 mod wire;
 
+use sim::Counts;
 use stage::play;
 
 /// Worlds of a test run.
 const SEEDS: u64 = 2000;
+
+/// What must happen at least once in a hundred worlds.
+const EVENTS: &[&str] = &[
+    "calm world",
+    "call failed before",
+    "call failed after",
+    "call was slow",
+    "call hung",
+    "confirm lost",
+    "conflict",
+    "gap seen",
+    "gateway died",
+    "hot store lost",
+    "ingest engine died",
+    "push engine died",
+    "push doubled",
+    "push late",
+    "push lost",
+    "pushes reordered",
+    "slow consumer cut",
+];
 
 /// Lines of a failed world's trace that are printed.
 const LINES: usize = 60;
@@ -47,10 +69,12 @@ fn the_guarantees_hold_in_every_world() {
     }
     let seeds = variable("TIDEGATE_WORLD_SEEDS").unwrap_or(SEEDS);
     let (mut steps, mut messages) = (0, 0);
+    let mut counts = Counts::new();
     for seed in 0..seeds {
         let outcome = play(seed, false);
         steps += outcome.steps;
         messages += outcome.messages;
+        outcome.counts.into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count);
         if let Some(violation) = outcome.violation {
             let lines = play(seed, true).lines;
             lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| eprintln!("{line}"));
@@ -60,8 +84,12 @@ fn the_guarantees_hold_in_every_world() {
             );
         }
     }
-    eprintln!("{seeds} worlds, {steps} steps, {messages} messages acknowledged");
-    assert!(messages as u64 > 5 * seeds, "too little happens for the worlds to mean anything");
+    eprintln!("{seeds} worlds, {steps} steps, {messages} messages acknowledged; {counts:?}");
+    // A world in which nothing happens proves nothing.
+    assert!(messages as u64 > 5 * seeds, "{messages} messages in {seeds} worlds");
+    for what in EVENTS {
+        assert!(counts.get(what).is_some_and(|count| count * 100 >= seeds), "too rare: {what}, {counts:?}");
+    }
 }
 
 #[test]

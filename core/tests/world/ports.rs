@@ -57,6 +57,13 @@ impl Shared {
             self.sim.trace(|| format!("{what}: {fate:?}"));
         }
         self.sim.pause().await;
+        self.sim.count(match fate {
+            Fate::Smooth => "call",
+            Fate::FailsBefore => "call failed before",
+            Fate::FailsAfter => "call failed after",
+            Fate::Slow(_) => "call was slow",
+            Fate::Hangs { .. } => "call hung",
+        });
         match fate {
             Fate::Smooth => {
                 let answer = operation.await;
@@ -170,6 +177,7 @@ impl IngestQueue for Ports {
             shared.sim.stroll().await;
             if is_lost {
                 shared.sim.trace(|| "a confirm is lost".into());
+                shared.sim.count("confirm lost");
                 return Err(unavailable("confirm"));
             }
             confirm.await
@@ -321,12 +329,15 @@ impl Pushes {
         for event in events {
             if shared.happens(faults.push_dropped) {
                 sim.trace(|| format!("a push is lost: {}", brief(&event)));
+                sim.count("push lost");
                 continue;
             }
             if shared.happens(faults.push_doubled) {
+                sim.count("push doubled");
                 out.push(event.clone());
             }
             if shared.happens(faults.push_late) {
+                sim.count("push late");
                 let at = Millis(sim.now().0 + sim.below(3000));
                 let place = self.late.partition_point(|(other, _)| *other <= at);
                 self.late.insert(place, (at, event));
@@ -335,6 +346,7 @@ impl Pushes {
             }
         }
         if out.len() > 1 && shared.happens(faults.push_reordered) {
+            sim.count("pushes reordered");
             let at = sim.below(out.len() as u64) as usize;
             out.rotate_left(at);
         }

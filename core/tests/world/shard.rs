@@ -229,6 +229,7 @@ impl State {
         };
         if connection.outbox_bytes + bytes.len() > OUTBOX_BYTES_MAX {
             self.sim.trace(|| "a slow consumer is cut".into());
+            self.sim.count("slow consumer cut");
             connection.outbox.clear();
             connection.session.handle_end(CloseCode::SlowConsumer, "", &mut self.actions);
             let close = self.actions.replies.split().freeze();

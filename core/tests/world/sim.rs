@@ -27,6 +27,9 @@ const STEPS_MAX: u64 = 400_000;
 /// Lines of a trace that are kept to be shown.
 const TRACE_LINES_MAX: usize = 100_000;
 
+/// How often what happened, so that a test can tell whether its worlds are eventful.
+pub type Counts = BTreeMap<&'static str, u64>;
+
 /// What everything in a world shares.
 #[derive(Clone)]
 pub struct Sim(Arc<Inner>);
@@ -47,6 +50,7 @@ struct State {
     violation: Option<String>,
     is_over: bool,
     steps: u64,
+    counts: Counts,
 }
 
 impl Sim {
@@ -62,6 +66,7 @@ impl Sim {
             violation: None,
             is_over: false,
             steps: 0,
+            counts: Counts::new(),
         };
         Self(Arc::new(Inner { state: Mutex::new(state), ready: Arc::default(), is_traced }))
     }
@@ -122,6 +127,15 @@ impl Sim {
 
     pub fn steps(&self) -> u64 {
         self.state().steps
+    }
+
+    /// Something worth counting happened.
+    pub fn count(&self, what: &'static str) {
+        *self.state().counts.entry(what).or_default() += 1;
+    }
+
+    pub fn take_counts(&self) -> Counts {
+        std::mem::take(&mut self.state().counts)
     }
 
     pub fn trace(&self, line: impl FnOnce() -> String) {

@@ -20,7 +20,7 @@ use crate::gateway::{Backends, Gateways};
 use crate::judge::{Device, judge};
 use crate::ledger::Ledger;
 use crate::ports::Shared;
-use crate::sim::{Sim, Spawner, run};
+use crate::sim::{Counts, Sim, Spawner, run};
 
 /// How long after the last fault everything must have come to rest, on the world's clock.
 const REST: Duration = Duration::from_secs(300);
@@ -32,6 +32,7 @@ pub struct Outcome {
     pub steps: u64,
     pub messages: usize,
     pub lines: Vec<String>,
+    pub counts: Counts,
 }
 
 /// Plays one world.
@@ -64,6 +65,7 @@ pub fn play(seed: u64, is_traced: bool) -> Outcome {
         steps: sim.steps(),
         messages: ledger.acked().len(),
         lines: sim.take_lines(),
+        counts: sim.take_counts(),
     }
 }
 
@@ -123,6 +125,12 @@ async fn direct(
             devices.iter().filter(|device| !device.screen.borrow().is_finished).map(|device| &device.name).collect();
         return sim.violation(format!("without faults {waiting:?} get no answer, or MQ1 does not become empty"));
     }
+    if backends.shared.faults.is_calm() {
+        sim.count("calm world");
+        if !comes_true(&sim, || devices.iter().all(|device| is_complete(device, &backends.shared.ledger))).await {
+            return sim.violation("guarantee 2: without any fault not everything is pushed to everybody".into());
+        }
+    }
     sim.trace(|| "everybody syncs".into());
     *wish.borrow_mut() = Wish::Sync;
     let is_synced = || devices.iter().all(|device| device.screen.borrow().is_synced);
@@ -146,16 +154,28 @@ async fn comes_true(sim: &Sim, condition: impl Fn() -> bool) -> bool {
     false
 }
 
+/// Whether the device has shown all there is.
+fn is_complete(device: &Device, ledger: &Ledger) -> bool {
+    let screen = device.screen.borrow();
+    let shown = |conversation| screen.shown.get(conversation).map_or(0, Vec::len);
+    device.conversations.iter().all(|conversation| ledger.all_of(*conversation).len() == shown(conversation))
+}
+
 async fn happen(incident: Incident, backends: &Backends, gateways: &Gateways, ids: &[GatewayId]) {
     let sim = &backends.shared.sim;
     sim.trace(|| format!("{incident:?}"));
     match incident {
-        Incident::HotLost => backends.hot.lose_everything(),
+        Incident::HotLost => {
+            sim.count("hot store lost");
+            backends.hot.lose_everything();
+        }
         Incident::CutOff => {
+            sim.count("consumer cut off");
             let partition = sim.below(backends.broker.partitions().into());
             backends.broker.cut_off(Partition(u32::try_from(partition).expect("few")));
         }
         Incident::GatewayCrash => {
+            sim.count("gateway died");
             let id = sim.one_of(ids).clone();
             gateways.crash(&id, backends);
             sim.sleep(sim.up_to_ms(40_000)).await;

@@ -76,6 +76,8 @@ pub struct Client {
     pub conversations: Vec<ConversationId>,
     pub actions_left: u32,
     tracks: BTreeMap<ConversationId, Track>,
+    /// The last sequence pushed on this connection.
+    pushed: BTreeMap<String, u64>,
     outgoing: Vec<Outgoing>,
     next_key: u64,
     attempts: u64,
@@ -115,6 +117,7 @@ impl Client {
             conversations,
             actions_left,
             tracks: BTreeMap::new(),
+            pushed: BTreeMap::new(),
             outgoing: Vec::new(),
             next_key: 0,
             attempts: 0,
@@ -131,6 +134,7 @@ impl Client {
                 continue;
             };
             self.connection = self.sim.below(u64::MAX);
+            self.pushed.clear();
             self.live(&wire).await;
             wire.hang_up();
             self.outgoing.iter_mut().for_each(|outgoing| outgoing.sent = None);
@@ -221,6 +225,9 @@ impl Client {
                     let error: v1::Error = frame.decode().unwrap();
                     if error.code() == Code::TokenInvalid {
                         self.renew_token().await;
+                    } else if !(1000..2000).contains(&error.code) {
+                        let name = &self.name;
+                        self.sim.violation(format!("guarantee 8: {name} cannot log in: {:?}", error.code()));
                     }
                 }
                 Event::Frame(frame) if frame.kind() == Some(Kind::Close) => return false,
@@ -271,7 +278,11 @@ impl Client {
     fn handle(&mut self, frame: &Frame) -> bool {
         let correlation = frame.head.correlation;
         match frame.kind() {
-            Some(Kind::Message) => self.show(&frame.decode().unwrap()),
+            Some(Kind::Message) => {
+                let message = frame.decode().unwrap();
+                self.rises(&message);
+                self.show(&message);
+            }
             Some(Kind::HistoryReply) => self.history(correlation, frame.decode().unwrap()),
             Some(Kind::SendAck | Kind::ReceiptAck) => self.is_acked(correlation, frame),
             Some(Kind::Error) => self.is_refused(correlation, &frame.decode().unwrap()),

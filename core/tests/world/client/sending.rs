@@ -79,7 +79,8 @@ impl Client {
         if matches!(conversation, ConversationId::Lobby(_)) || last == 0 {
             return;
         }
-        let up_to = 1 + self.sim.below(last);
+        // Now and then more than there is.
+        let up_to = 1 + self.sim.below(if self.sim.chance(100) { last + 50 } else { last });
         self.ledger.reads(self.user, conversation, Seq(up_to));
         let what = What::Read { up_to };
         self.push(conversation, what, false);
@@ -101,6 +102,9 @@ impl Client {
             let conversation_id = outgoing.conversation.to_string();
             match &outgoing.what {
                 What::Message { key, body, id } => {
+                    if outgoing.attempts > 1 || !outgoing.is_new {
+                        self.ledger.repeats(*id);
+                    }
                     self.sim.trace(|| format!("{} sends {id} to {conversation_id}", self.name));
                     let (client_msg_id, body) = (key.clone(), body.clone());
                     send(
@@ -149,6 +153,10 @@ impl Client {
 
     pub(super) fn is_refused(&mut self, correlation: u16, error: &v1::Error) {
         let may_retry = (1000..2000).contains(&error.code);
+        let may_retry_history = may_retry || !self.tracks.values().any(|track| track.asked == Some(correlation));
+        if !may_retry_history {
+            self.sim.violation(format!("guarantee 8: {} was refused history: {:?}", self.name, error.code()));
+        }
         let retry_at_ms = self.now_ms() + u64::from(error.retry_after_ms).max(50);
         if let Some(track) = self.tracks.values_mut().find(|track| track.asked == Some(correlation)) {
             (track.asked, track.retry_at_ms) = (None, retry_at_ms);
@@ -159,7 +167,7 @@ impl Client {
             outgoing.retry_at_ms = retry_at_ms;
             self.outgoing.push(outgoing);
         } else {
-            self.sim.violation(format!("{} was refused: {:?} {}", self.name, error.code(), error.text));
+            self.sim.violation(format!("guarantee 8: {} was refused: {:?} {}", self.name, error.code(), error.text));
         }
     }
 }

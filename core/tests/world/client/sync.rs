@@ -44,6 +44,19 @@ impl Client {
         self.screen.borrow_mut().positions = reply.positions;
     }
 
+    /// PROTOCOL.md, "Correlation and order": pushes ascend, as long as nothing is redelivered or sent again.
+    pub(super) fn rises(&mut self, message: &v1::Message) {
+        if self.ledger.is_repeated(MessageId::from_wire(&message.message_id).unwrap()) {
+            return;
+        }
+        let before = self.pushed.insert(message.conversation_id.clone(), message.seq);
+        if before.is_some_and(|before| before >= message.seq) && self.backends.shared.faults.is_calm() {
+            let (name, seq) = (&self.name, message.seq);
+            self.sim
+                .violation(format!("guarantee 2: {name} is pushed {} {seq} after {before:?}", message.conversation_id));
+        }
+    }
+
     pub(super) fn show(&mut self, message: &v1::Message) {
         self.ledger.is_seen(&self.name, message);
         let conversation: ConversationId = message.conversation_id.parse().unwrap();
@@ -58,6 +71,7 @@ impl Client {
             return;
         }
         if message.seq > track.last + 1 {
+            self.sim.count("gap seen");
             track.is_behind = true;
             return;
         }
