@@ -111,7 +111,7 @@ impl Client {
         reply.messages.iter().for_each(|message| self.show(message));
         let began_with_sync = *self.wish.borrow() == Wish::Sync;
         let track = self.tracks.get_mut(&conversation).expect("as above");
-        track.is_behind |= reply.more || reply.last_seq > track.last;
+        track.is_behind |= reply.more;
         track.is_checked |= began_with_sync && !track.is_behind;
     }
 }
