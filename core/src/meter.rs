@@ -8,10 +8,20 @@ pub const ACCEPT_REFUSED: &str = "tidegate_accept_refused_events_total";
 pub const INGEST_PERSISTED: &str = "tidegate_ingest_persisted_messages_total";
 /// Repetitions the ingest engine recognised, by `kind`: `same` or `conflict`.
 pub const INGEST_REPEATED: &str = "tidegate_ingest_repeated_messages_total";
+/// Epochs begun because the archive went back.
+pub const INGEST_EPOCHS: &str = "tidegate_ingest_begun_epochs_total";
+/// Commits that met what another engine wrote meanwhile, or an archive that went back.
+pub const INGEST_CONFLICTS: &str = "tidegate_ingest_conflicting_commits_total";
+/// Turns given up because such commits went on.
+pub const INGEST_ABANDONED: &str = "tidegate_ingest_abandoned_turns_total";
 /// Turns of the ingest engine.
 pub const INGEST_TURNS: &str = "tidegate_ingest_turns_total";
 /// Port calls an engine had to repeat, by `step`.
 pub const ENGINE_RETRIES: &str = "tidegate_engine_retries_total";
+/// Times that pushes may have been lost on their way to this gateway, by `reason`: `gap` or `consumer`.
+pub const PUSH_MISSED: &str = "tidegate_push_missed_total";
+/// Users whose presence the hot store had lost, so that pushes may have passed them by.
+pub const PRESENCE_LOST: &str = "tidegate_presence_lost_users_total";
 /// Events the push engine took.
 pub const PUSH_EVENTS: &str = "tidegate_push_events_total";
 /// Logins, by `outcome`.

@@ -31,6 +31,15 @@ pub enum PortError {
         /// As above.
         detail: String,
     },
+    /// What was to be written contradicts what somebody else has written meanwhile: nothing was done, and the same call
+    /// will not succeed. The caller is not the only writer it took itself for.
+    #[error("{service} has it otherwise: {detail}")]
+    Conflict {
+        /// As above.
+        service: &'static str,
+        /// As above.
+        detail: String,
+    },
     /// The other side of an in-process queue is gone: the process is ending.
     #[error("closed")]
     Closed,
@@ -152,35 +161,29 @@ pub trait PushConsumer: Send + 'static {
 // ---------------------------------------------------------------------------------------------------------------------
 // Hot store
 
-/// Asks for sequences for the messages of one batch, in their order.
-#[derive(Clone, Debug, Default)]
-pub struct SequenceRequest {
-    /// One entry per conversation of the batch.
-    pub runs: Vec<SequenceRun>,
-    /// Messages of this partition whose sequence the archive has committed since the last request; their allocation need
-    /// not be remembered any longer.
-    pub settled: Vec<MessageId>,
-}
-
 /// The messages of a batch that belong to one conversation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceRun {
     /// The conversation.
     pub conversation: ConversationId,
-    /// The highest sequence the caller knows to be in the archive, if it knows. The store never allocates at or below it.
-    pub floor: Option<Seq>,
-    /// In order.
-    pub messages: Vec<MessageId>,
+    /// Where the archive ends, as the caller read it there or has committed it.
+    pub end: End,
+    /// How many messages there are.
+    pub count: u32,
 }
 
 /// The answer for one [`SequenceRun`], in the request's order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SequenceGrant {
-    /// One sequence per message of the run. A message that had one (this call is a repetition, or the batch was
-    /// redelivered) gets it again; the others get the next ones, without a gap.
-    Given(Vec<Seq>),
-    /// The store does not know the conversation and no floor was named: nothing was allocated in this run.
-    FloorNeeded,
+    /// The first of as many sequences as were asked for, without a gap: it follows the run's `end`. What was given before
+    /// and is not in the archive is given again; nobody has seen it.
+    Given(Seq),
+    /// The archive has been further than the run's `end`: nothing was given. Either the caller does not know the newest,
+    /// or the archive went back and others may have seen what it lost.
+    Discontinuous {
+        /// What was committed once.
+        kept: End,
+    },
 }
 
 /// Where a user is connected.
@@ -266,16 +269,19 @@ pub enum TokenState {
 
 /// Redis: recent and fast. It may lose everything; the archive is then asked again.
 pub trait HotStore: Send + Sync + 'static {
-    /// Allocates sequences. Idempotent by message id until the message is settled, so that a repeated call or a
-    /// redelivered batch gets the same answer.
+    /// Gives sequences to the messages of one batch; a conversation has one run. The archive's end is the floor, whatever the
+    /// store remembers or has lost. What it does remember ([`HotStore::settle`], and the ends of former runs) only shows
+    /// whether the archive is still as far as it was: by epoch, then by sequence.
     ///
     /// # Errors
-    /// [`PortError`]; allocations may or may not have happened, and the same request finds them again.
-    fn sequence(
-        &self,
-        partition: Partition,
-        request: SequenceRequest,
-    ) -> impl Future<Output = PortResult<Vec<SequenceGrant>>> + Send;
+    /// [`PortError`]; repeating repeats the answer.
+    fn sequence(&self, runs: &[SequenceRun]) -> impl Future<Output = PortResult<Vec<SequenceGrant>>> + Send;
+
+    /// The archive has committed these conversations up to here. An end below what the store knows changes nothing.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless.
+    fn settle(&self, ends: &[(ConversationId, End)]) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Where each of `users` is, in their order.
     ///
@@ -303,6 +309,12 @@ pub trait HotStore: Send + Sync + 'static {
     /// # Errors
     /// [`PortError`]; the inbox may have been taken all the same, its messages are in the archive.
     fn take_summary(&self, user: UserId) -> impl Future<Output = PortResult<Summary>> + Send;
+
+    /// The newest `max` messages of the inbox, oldest first, without taking them.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn peek_inbox(&self, user: UserId, max: usize) -> impl Future<Output = PortResult<Vec<Bytes>>> + Send;
 
     /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
     /// meantime above `counted_to` is added. Stays without effect where the counts are known by now, since those of another
@@ -388,17 +400,41 @@ pub enum Joined {
     NoRoom,
 }
 
+/// Where a conversation ends. Of two ends the one of the greater epoch is further, then the one of the greater sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct End {
+    /// What its sequences are comparable within.
+    pub epoch: Epoch,
+    /// Its newest sequence; zero if there is none.
+    pub last: Seq,
+}
+
 /// A user's place in one of its conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The conversation.
     pub conversation: ConversationId,
+    /// What its sequences are comparable within.
+    pub epoch: Epoch,
     /// Its newest sequence.
     pub last: Seq,
+    /// The user's delivered watermark.
+    pub delivered: Seq,
     /// The user's read watermark.
     pub read: Seq,
     /// Messages from others after the watermark.
     pub unread: u32,
+}
+
+/// How far a member of a conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    /// The member.
+    pub user: UserId,
+    /// Up to which sequence messages have reached one of its devices.
+    pub delivered: Seq,
+    /// Up to which sequence it has read.
+    pub read: Seq,
 }
 
 /// Which page of history.
@@ -430,8 +466,15 @@ pub fn name_key(name: &str) -> String {
 
 /// MySQL: complete. What it has committed is never lost.
 pub trait Archive: Send + Sync + 'static {
-    /// Identity of this archive's life: a fresh, non-zero number when it was created.
+    /// Identity of this archive's life: non-zero, drawn when it was created. The epoch of every conversation that has not
+    /// begun one of its own.
     fn epoch(&self) -> Epoch;
+
+    /// Rises whenever a connection to the store broke. Another server may have taken over since, one that is behind: where
+    /// conversations end must be read again.
+    fn breaks(&self) -> u64 {
+        0
+    }
 
     /// Those of the messages that are stored, in any order. For deduplication.
     ///
@@ -439,19 +482,29 @@ pub trait Archive: Send + Sync + 'static {
     /// [`PortError`].
     fn find(&self, messages: &[MessageId]) -> impl Future<Output = PortResult<Vec<StoredMessage>>> + Send;
 
-    /// The newest sequence of each conversation, in their order; zero if there is none.
+    /// The epoch and the newest sequence of each conversation, in their order.
     ///
     /// # Errors
     /// [`PortError`].
-    fn last_seqs(&self, conversations: &[ConversationId]) -> impl Future<Output = PortResult<Vec<Seq>>> + Send;
+    fn ends(&self, conversations: &[ConversationId]) -> impl Future<Output = PortResult<Vec<End>>> + Send;
+
+    /// Begins a new epoch of each conversation: greater than the one it had and than the one named with it. Returns the
+    /// new ones, in their order, when they are durable. The messages stay, and are read under the new epoch from now on.
+    ///
+    /// # Errors
+    /// [`PortError`]; a repeated call may find the epoch raised already and raises it again, which is harmless.
+    fn begin_epoch(
+        &self,
+        conversations: &[(ConversationId, Epoch)],
+    ) -> impl Future<Output = PortResult<Vec<Epoch>>> + Send;
 
     /// Commits a batch, all or nothing. A message that is stored already under the same (conversation, seq,
     /// `message_id`) is left as it is, so that a repeated call succeeds. The first message of a private conversation makes
     /// both users its members.
     ///
     /// # Errors
-    /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Refused`] if a
-    /// different message holds the sequence or the id: a broken invariant.
+    /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Conflict`] if a
+    /// different message holds a sequence of the batch, or the archive has one of its messages in another place.
     fn persist(&self, batch: &PersistBatch) -> impl Future<Output = PortResult<()>> + Send;
 
     /// One page, ascending, at most `size` messages.
@@ -464,6 +517,27 @@ pub trait Archive: Send + Sync + 'static {
         page: Page,
         size: u32,
     ) -> impl Future<Output = PortResult<Vec<StoredMessage>>> + Send;
+
+    /// What each reader of a conversation misses: for every entry, in order, the oldest messages above its sequence,
+    /// ascending, at most `max_each`. One round trip for all.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn missing(
+        &self,
+        after: &[(ConversationId, Seq)],
+        max_each: u32,
+    ) -> impl Future<Output = PortResult<Vec<Vec<StoredMessage>>>> + Send;
+
+    /// How far the members of each conversation are, in the conversations' order and then by ascending user. Members that
+    /// have not received anything are left out. Lobbies have no members.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn watermarks(
+        &self,
+        conversations: &[ConversationId],
+    ) -> impl Future<Output = PortResult<Vec<Vec<Watermark>>>> + Send;
 
     /// The user's conversations with a message in them or a room membership, those with the newest messages first, at
     /// most `max`. Lobbies are not among them.

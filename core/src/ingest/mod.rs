@@ -2,32 +2,37 @@
 //!
 //! In come accepted events in queue order; out go committed messages with their sequence, pushes, unread counts. The loop
 //! in [`IngestEngine::turn`] shows every step in order. What always holds: an event is acknowledged only after the archive
-//! committed it and MQ2 confirmed its push; a redelivered event gets the sequence it had.
+//! committed it and MQ2 confirmed its push; what is pushed has the sequence under which it is stored, and the archive's
+//! keys decide between two engines that take the same partition for theirs.
 
+mod commit;
 pub mod members;
 mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join3;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tidegate_proto::v1::Code;
 
 use crate::clock::Clock;
 use crate::event::{Accepted, PushEvent, ReceiptMoved, StoredMessage};
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Partition, RoomId, Seq, UserId};
+use crate::ids::{ConversationId, GatewayId, Partition, RoomId, Seq, UserId};
 use crate::limits::INGEST_BATCH_MAX;
 use crate::meter;
 use crate::ports::{
-    Archive, Backend, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, PersistBatch, PortError, PortResult,
-    Presence, PushQueue, SequenceGrant, SequenceRequest, SequenceRun, UnreadCount,
+    Archive, Backend, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, PortError, PortResult, Presence,
+    PushQueue, UnreadCount,
 };
 use crate::recent::Recent;
 use crate::retry::until_done;
+use crate::streams::OutStreams;
+use commit::{Committed, Ends};
 use members::Members;
 use turn::{Known, Sorted, merge_receipts, rejected, sequenced};
 
-/// Conversations per generation whose last sequence this engine remembers.
+/// Conversations per generation whose end this engine remembers.
 const FLOORS_MAX: usize = 64 * 1024;
 
 /// One partition's engine.
@@ -36,18 +41,25 @@ pub struct IngestEngine<B, C> {
     backend: Arc<B>,
     clock: C,
     members: Arc<Members>,
-    /// The last sequence of conversations this engine has written, as it knows them to be in the archive. Valid while it
-    /// is the partition's consumer.
-    floors: Recent<ConversationId, Seq>,
-    /// Committed since the last request for sequences.
-    settled: Vec<MessageId>,
+    streams: Arc<OutStreams>,
+    /// Where conversations end in the archive, as this engine read it there or committed it. Right as long as it is the
+    /// only one that writes to them and the archive does not go back; where that is in doubt, forgotten.
+    floors: Recent<ConversationId, End>,
+    /// [`Archive::breaks`] when the floors were last trusted.
+    breaks: u64,
 }
 
 impl<B: Backend, C: Clock> IngestEngine<B, C> {
     /// An engine for one partition.
     #[must_use]
-    pub fn new(partition: Partition, backend: Arc<B>, clock: C, members: Arc<Members>) -> Self {
-        Self { partition, backend, clock, members, floors: Recent::new(FLOORS_MAX), settled: Vec::new() }
+    pub fn new(
+        partition: Partition,
+        backend: Arc<B>,
+        clock: C,
+        members: Arc<Members>,
+        streams: Arc<OutStreams>,
+    ) -> Self {
+        Self { partition, backend, clock, members, streams, floors: Recent::new(FLOORS_MAX), breaks: 0 }
     }
 
     /// Runs until the queue is closed. A consumer that ends is replaced, and what it held is delivered again.
@@ -56,11 +68,15 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         loop {
             match self.consume().await {
                 PortError::Closed => return,
+                // Its events come again, to this engine if it still is the partition's consumer; else to the one that is.
+                error @ PortError::Conflict { .. } => {
+                    metrics::counter!(meter::INGEST_ABANDONED).increment(1);
+                    tracing::warn!(partition = self.partition.0, %error, "a turn was given up, consuming anew");
+                }
                 error => tracing::warn!(partition = self.partition.0, %error, "ingest consumer ended, making another"),
             }
             // Another instance may own the partition meanwhile: what was known about it is no longer known.
             self.floors.clear();
-            self.settled.clear();
             self.clock.sleep(PAUSE).await;
         }
     }
@@ -82,127 +98,32 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     }
 
     /// Handles one batch. A crash
-    /// - before `persist`: the events come again; sequences given are found in the hot store, or above the archive's floor;
+    /// - before `persist`: the events come again, and get the sequences after the archive's end again, which nobody has seen;
     /// - between `persist` and `ack`: they come again, are found in the archive and pushed again under their sequence.
+    ///
+    /// # Errors
+    /// Those of the consumer. [`PortError::Conflict`] if another engine writes to the same conversations again and again:
+    /// the turn is given up before anything of it was pushed.
     async fn turn(&mut self, batch: IngestBatch, consumer: &mut impl IngestConsumer) -> PortResult<()> {
         let sorted = Sorted::from(batch.events);
         let receipts = self.bounded_receipts(sorted.receipts).await?;
-        let (known, fresh) = self.dedupe(sorted.messages).await?;
-        let fresh = self.sequence(fresh).await?;
-        let persist = PersistBatch { messages: fresh, receipts };
-        self.persist(&persist).await?;
+        let Committed { known, persist, ends } = self.commit(sorted.messages, receipts).await?;
 
         let audience = self.audience(&persist.messages, &known).await?;
-        let epoch = self.backend.archive().epoch();
-        let mut outgoing = Outgoing::new(epoch, &audience);
+        let mut outgoing = Outgoing::new(&ends, &audience);
         known.iter().for_each(|known| outgoing.add_known(known));
         sorted.conflicts.iter().for_each(|accepted| outgoing.add_conflict(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
         let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
-        let (published, filed) =
-            futures_util::future::join(self.publish(pushes), self.file(filings, &persist.receipts)).await;
+        let (published, filed, settled) =
+            join3(self.publish(pushes), self.file(filings, &persist.receipts), self.settle(&ends)).await;
         filed?;
+        // Before the acknowledgement: what no event brings back any more, the hot store knows to have been committed.
+        settled?;
         self.file_unreachable(&outgoing, &published?).await?;
         consumer.ack(batch.up_to).await?;
         metrics::counter!(meter::INGEST_TURNS).increment(1);
-        Ok(())
-    }
-
-    /// Splits messages into those the archive has and those it has not.
-    async fn dedupe(&mut self, messages: Vec<Accepted>) -> PortResult<(Vec<Known>, Vec<Accepted>)> {
-        if messages.is_empty() {
-            return Ok((Vec::new(), messages));
-        }
-        let ids: Vec<MessageId> = messages.iter().map(|message| message.message_id).collect();
-        let archive = self.backend.archive();
-        let stored = until_done(&self.clock, "find", || archive.find(&ids)).await?;
-        if stored.is_empty() {
-            return Ok((Vec::new(), messages));
-        }
-        let mut stored: FxHashMap<MessageId, StoredMessage> =
-            stored.into_iter().map(|message| (message.message_id, message)).collect();
-        let mut known = Vec::new();
-        let mut fresh = Vec::new();
-        for message in messages {
-            match stored.remove(&message.message_id) {
-                Some(stored) => known.push(Known { repeated: message, stored }),
-                None => fresh.push(message),
-            }
-        }
-        self.settled.extend(known.iter().map(|known| known.stored.message_id));
-        Ok((known, fresh))
-    }
-
-    /// Gives every message its place. The order within a conversation is the queue's.
-    async fn sequence(&mut self, messages: Vec<Accepted>) -> PortResult<Vec<StoredMessage>> {
-        if messages.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut run_of: FxHashMap<ConversationId, usize> = FxHashMap::default();
-        let mut runs: Vec<SequenceRun> = Vec::new();
-        for message in &messages {
-            let conversation = message.conversation;
-            let run = *run_of.entry(conversation).or_insert_with(|| {
-                let floor = self.floors.get(&conversation).copied();
-                runs.push(SequenceRun { conversation, floor, messages: Vec::new() });
-                runs.len() - 1
-            });
-            runs[run].messages.push(message.message_id);
-        }
-        let mut given: Vec<Vec<Seq>> = vec![Vec::new(); runs.len()];
-        let mut open: Vec<usize> = (0..runs.len()).collect();
-        while !open.is_empty() {
-            let settled = std::mem::take(&mut self.settled);
-            let request = SequenceRequest { runs: open.iter().map(|run| runs[*run].clone()).collect(), settled };
-            let hot = self.backend.hot();
-            let grants = until_done(&self.clock, "sequence", || hot.sequence(self.partition, request.clone())).await?;
-            let mut without_floor = Vec::new();
-            for (run, grant) in open.into_iter().zip(grants) {
-                match grant {
-                    SequenceGrant::Given(seqs) => given[run] = seqs,
-                    SequenceGrant::FloorNeeded => without_floor.push(run),
-                }
-            }
-            // The hot store does not know them: new conversations, or it lost everything. The archive knows.
-            if !without_floor.is_empty() {
-                let conversations: Vec<_> = without_floor.iter().map(|run| runs[*run].conversation).collect();
-                let archive = self.backend.archive();
-                let floors = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
-                for (run, floor) in without_floor.iter().zip(floors) {
-                    runs[*run].floor = Some(floor);
-                }
-            }
-            open = without_floor;
-        }
-        let mut given: Vec<_> = given.into_iter().map(Vec::into_iter).collect();
-        let place = |message: Accepted| {
-            let run = run_of[&message.conversation];
-            let seq = given[run].next().expect("the port gives one sequence per message of a run");
-            StoredMessage {
-                conversation: message.conversation,
-                seq,
-                message_id: message.message_id,
-                sender: message.sender,
-                sent_at: message.accepted_at,
-                content_type: message.content_type,
-                body: message.body,
-            }
-        };
-        Ok(messages.into_iter().map(place).collect())
-    }
-
-    async fn persist(&mut self, batch: &PersistBatch) -> PortResult<()> {
-        if batch.messages.is_empty() && batch.receipts.is_empty() {
-            return Ok(());
-        }
-        let archive = self.backend.archive();
-        until_done(&self.clock, "persist", || archive.persist(batch)).await?;
-        for message in &batch.messages {
-            self.floors.insert(message.conversation, message.seq);
-            self.settled.push(message.message_id);
-        }
-        metrics::counter!(meter::INGEST_PERSISTED).increment(batch.messages.len() as u64);
         Ok(())
     }
 
@@ -214,10 +135,10 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         }
         let conversations: Vec<_> = receipts.iter().map(|receipt| receipt.conversation).collect();
         let archive = self.backend.archive();
-        let last = until_done(&self.clock, "last_seqs", || archive.last_seqs(&conversations)).await?;
-        for (receipt, last) in receipts.iter_mut().zip(last) {
-            receipt.delivered = receipt.delivered.min(last);
-            receipt.read = receipt.read.min(last);
+        let ends = until_done(&self.clock, "ends", || archive.ends(&conversations)).await?;
+        for (receipt, end) in receipts.iter_mut().zip(ends) {
+            receipt.delivered = receipt.delivered.min(end.last);
+            receipt.read = receipt.read.min(end.last);
         }
         receipts.retain(|receipt| receipt.delivered > Seq(0));
         Ok(receipts)
@@ -253,7 +174,10 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             return Ok(Vec::new());
         }
         let push = self.backend.push();
-        until_done(&self.clock, "publish", || push.publish(batches.clone())).await
+        let batches = self.streams.stamp(batches);
+        let gone = until_done(&self.clock, "publish", || push.publish(batches.clone())).await?;
+        self.streams.confirm(&gone);
+        Ok(gone)
     }
 
     async fn file(&self, filings: Vec<Filing>, receipts: &[ReceiptMoved]) -> PortResult<()> {
@@ -295,7 +219,7 @@ struct Audience {
 
 /// What a turn tells the gateways and files for recipients, built in one pass over its messages.
 struct Outgoing<'a> {
-    epoch: Epoch,
+    ends: &'a Ends,
     audience: &'a Audience,
     to_all: Vec<PushEvent>,
     to_gateways: FxHashMap<GatewayId, Vec<PushEvent>>,
@@ -303,9 +227,9 @@ struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    fn new(epoch: Epoch, audience: &'a Audience) -> Self {
+    fn new(ends: &'a Ends, audience: &'a Audience) -> Self {
         let (to_all, to_gateways, filings) = Default::default();
-        Self { epoch, audience, to_all, to_gateways, filings }
+        Self { ends, audience, to_all, to_gateways, filings }
     }
 
     /// A repetition: the same content is pushed again under its sequence (the first push may not have happened), other
@@ -327,7 +251,7 @@ impl<'a> Outgoing<'a> {
     }
 
     fn add_message(&mut self, message: &StoredMessage) {
-        let (event, payload) = sequenced(message, self.epoch);
+        let (event, payload) = sequenced(message, self.ends[&message.conversation].epoch);
         match message.conversation {
             ConversationId::Private { low, high } => {
                 self.push_to_gateways_of([low, high], &event);

@@ -140,8 +140,8 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
     async fn forget_unread(&self, room: RoomId, user: UserId) {
         let conversation = ConversationId::Room(room);
         let reset = async {
-            let last = self.backend.archive().last_seqs(&[conversation]).await?;
-            let counted_to = last.first().copied().unwrap_or_default();
+            let ends = self.backend.archive().ends(&[conversation]).await?;
+            let counted_to = ends.first().map(|end| end.last).unwrap_or_default();
             self.backend.hot().set_unread(&[(user, UnreadCount { conversation, unread: 0, counted_to })]).await
         };
         if let Err(error) = reset.await {

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::event::StoredMessage;
 use crate::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, UserId};
-use crate::ports::{Archive, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User, name_key};
+use crate::ports::{
+    Archive, End, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User, Watermark, name_key,
+};
 
 /// An [`Archive`] that is gone with its last clone.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct MemoryArchive {
 struct State {
     messages: BTreeMap<ConversationId, BTreeMap<Seq, StoredMessage>>,
     places: HashMap<MessageId, (ConversationId, Seq)>,
+    /// Of the conversations that began one of their own.
+    epochs: HashMap<ConversationId, Epoch>,
     members: BTreeMap<(UserId, ConversationId), Millis>,
     watermarks: HashMap<(UserId, ConversationId), Watermarks>,
     users: BTreeMap<UserId, Registered>,
@@ -71,18 +75,24 @@ impl Default for MemoryArchive {
 }
 
 impl State {
+    fn end(&self, conversation: &ConversationId, archive: Epoch) -> End {
+        let own = self.epochs.get(conversation).copied().unwrap_or_default();
+        End { epoch: own.max(archive), last: self.last(conversation) }
+    }
+
     fn last(&self, conversation: &ConversationId) -> Seq {
         self.messages.get(conversation).and_then(|all| all.last_key_value()).map_or(Seq(0), |(seq, _)| *seq)
     }
 
-    fn standing(&self, user: UserId, conversation: ConversationId) -> Standing {
-        let read = self.watermarks.get(&(user, conversation)).copied().unwrap_or_default().read;
+    fn standing(&self, user: UserId, conversation: ConversationId, archive: Epoch) -> Standing {
+        let Watermarks { delivered, read } = self.watermarks.get(&(user, conversation)).copied().unwrap_or_default();
         let unread = self.messages.get(&conversation).map_or(0, |all| {
             let after = all.range((Bound::Excluded(read), Bound::Unbounded));
             after.filter(|(_, message)| message.sender != user).count()
         });
         let unread = u32::try_from(unread).unwrap_or(u32::MAX);
-        Standing { conversation, last: self.last(&conversation), read, unread }
+        let End { epoch, last } = self.end(&conversation, archive);
+        Standing { conversation, epoch, last, delivered, read, unread }
     }
 
     fn raise(&mut self, user: UserId, conversation: ConversationId, to: Watermarks) {
@@ -98,7 +108,7 @@ impl State {
         match (self.places.get(&message.message_id), holder) {
             (None, None) => Ok(false),
             (Some(known), _) if *known == place => Ok(true),
-            _ => Err(PortError::Refused {
+            _ => Err(PortError::Conflict {
                 service: "memory",
                 detail: format!("another message holds {} {} or its id", message.conversation, message.seq.0),
             }),
@@ -138,9 +148,19 @@ impl Archive for MemoryArchive {
         Ok(places.filter_map(|(conversation, seq)| state.messages.get(conversation)?.get(seq).cloned()).collect())
     }
 
-    async fn last_seqs(&self, conversations: &[ConversationId]) -> PortResult<Vec<Seq>> {
+    async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
         let state = self.state();
-        Ok(conversations.iter().map(|conversation| state.last(conversation)).collect())
+        Ok(conversations.iter().map(|conversation| state.end(conversation, self.epoch)).collect())
+    }
+
+    async fn begin_epoch(&self, conversations: &[(ConversationId, Epoch)]) -> PortResult<Vec<Epoch>> {
+        let mut state = self.state();
+        let begin = |(conversation, above): &(ConversationId, Epoch)| {
+            let epoch = state.epochs.entry(*conversation).or_insert(self.epoch);
+            *epoch = Epoch((*epoch).max(*above).0.saturating_add(1));
+            *epoch
+        };
+        Ok(conversations.iter().map(begin).collect())
     }
 
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
@@ -184,6 +204,31 @@ impl Archive for MemoryArchive {
         Ok(page.into_iter().map(|(_, message)| message.clone()).collect())
     }
 
+    async fn missing(&self, after: &[(ConversationId, Seq)], max_each: u32) -> PortResult<Vec<Vec<StoredMessage>>> {
+        let max_each = usize::try_from(max_each).unwrap_or(usize::MAX);
+        let state = self.state();
+        let of = |(conversation, seq): &(ConversationId, Seq)| {
+            let above = (Bound::Excluded(*seq), Bound::Unbounded);
+            let all = state.messages.get(conversation).into_iter().flat_map(|all| all.range(above));
+            all.take(max_each).map(|(_, message)| message.clone()).collect()
+        };
+        Ok(after.iter().map(of).collect())
+    }
+
+    async fn watermarks(&self, conversations: &[ConversationId]) -> PortResult<Vec<Vec<Watermark>>> {
+        let state = self.state();
+        let of = |conversation: &ConversationId| {
+            let members = state.members.keys().filter(|(_, of)| of == conversation);
+            let mark = |(user, conversation): &(UserId, ConversationId)| {
+                let marks = state.watermarks.get(&(*user, *conversation))?;
+                let Watermarks { delivered, read } = *marks;
+                (delivered.max(read) > Seq(0)).then_some(Watermark { user: *user, delivered, read })
+            };
+            members.filter_map(mark).collect()
+        };
+        Ok(conversations.iter().map(of).collect())
+    }
+
     async fn standings(&self, user: UserId, max: usize) -> PortResult<Vec<Standing>> {
         let state = self.state();
         let mut found: Vec<(Millis, ConversationId)> = state
@@ -198,12 +243,12 @@ impl Archive for MemoryArchive {
             })
             .collect();
         found.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
-        Ok(found.into_iter().take(max).map(|(_, conversation)| state.standing(user, conversation)).collect())
+        Ok(found.into_iter().take(max).map(|(_, of)| state.standing(user, of, self.epoch)).collect())
     }
 
     async fn standings_of(&self, pairs: &[(UserId, ConversationId)]) -> PortResult<Vec<Standing>> {
         let state = self.state();
-        Ok(pairs.iter().map(|(user, conversation)| state.standing(*user, *conversation)).collect())
+        Ok(pairs.iter().map(|(user, conversation)| state.standing(*user, *conversation, self.epoch)).collect())
     }
 
     async fn create_user(&self, name: &str, password_hash: &str, _at: Millis) -> PortResult<Option<UserId>> {

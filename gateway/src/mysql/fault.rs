@@ -41,6 +41,8 @@ pub(super) enum Fault {
     Silent(&'static str),
     /// The data is not as it must be.
     Refused(String),
+    /// Somebody else has written otherwise.
+    Conflict(String),
 }
 
 /// What to do about a fault.
@@ -77,7 +79,7 @@ impl Fault {
             }))
             | Self::Driver(Error::Io(_)) => Remedy::Reconnect,
             Self::Driver(Error::Driver(mysql_async::DriverError::ConnectionClosed)) => Remedy::Reconnect,
-            Self::Driver(_) | Self::Silent(_) | Self::Refused(_) => Remedy::GiveUp,
+            Self::Driver(_) | Self::Silent(_) | Self::Refused(_) | Self::Conflict(_) => Remedy::GiveUp,
         }
     }
 
@@ -85,6 +87,7 @@ impl Fault {
     pub(super) fn into_port_error(self) -> PortError {
         match self {
             Self::Refused(detail) => PortError::Refused { service: SERVICE, detail },
+            Self::Conflict(detail) => PortError::Conflict { service: SERVICE, detail },
             Self::Silent(detail) => PortError::Unavailable { service: SERVICE, detail: detail.to_owned() },
             // The text of such an error quotes the URL, and a password with a `?` in it is taken for a parameter.
             Self::Driver(Error::Url(_)) => {

@@ -19,7 +19,9 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts, OptsBuilder};
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, UserId};
-use tidegate_core::ports::{Archive, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User};
+use tidegate_core::ports::{
+    Archive, End, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User, Watermark,
+};
 use tokio::time::timeout;
 
 use fault::{Fault, Remedy};
@@ -186,7 +188,7 @@ impl MySqlArchive {
             .await
             .map_err(|_elapsed| Fault::Silent("the migration did not come to an end in time"))??;
         lease.keep();
-        let (reader, writer) = (Reader::new(), Writer::new());
+        let (reader, writer) = (Reader::new(epoch), Writer::new());
         Ok(Self { epoch, pool, call_timeout: config.call_timeout, reader, writer })
     }
 
@@ -216,20 +218,37 @@ impl Archive for MySqlArchive {
         self.epoch
     }
 
+    fn breaks(&self) -> u64 {
+        self.pool.breaks()
+    }
+
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
         call!(self, repeated, |conn| self.reader.find(conn, messages))
     }
 
-    async fn last_seqs(&self, conversations: &[ConversationId]) -> PortResult<Vec<Seq>> {
-        call!(self, repeated, |conn| self.reader.last_seqs(conn, conversations))
+    async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
+        call!(self, repeated, |conn| self.reader.ends(conn, conversations))
     }
 
+    async fn begin_epoch(&self, conversations: &[(ConversationId, Epoch)]) -> PortResult<Vec<Epoch>> {
+        call!(self, repeated, |conn| writer::begin_epoch(conn, conversations, self.epoch))
+    }
+
+    /// Not repeated on a new connection: what the server at its end has must be looked at first, and the caller does that.
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
-        call!(self, repeated, |conn| self.writer.persist(conn, &self.reader, batch))
+        call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch))
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
         call!(self, repeated, |conn| reader::history(conn, conversation, page, size))
+    }
+
+    async fn missing(&self, after: &[(ConversationId, Seq)], max_each: u32) -> PortResult<Vec<Vec<StoredMessage>>> {
+        call!(self, repeated, |conn| self.reader.missing(conn, after, max_each))
+    }
+
+    async fn watermarks(&self, conversations: &[ConversationId]) -> PortResult<Vec<Vec<Watermark>>> {
+        call!(self, repeated, |conn| self.reader.watermarks(conn, conversations))
     }
 
     async fn standings(&self, user: UserId, max: usize) -> PortResult<Vec<Standing>> {

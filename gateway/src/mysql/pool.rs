@@ -6,6 +6,7 @@
 //! a frozen server, and gives their places free only when that answers.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub(super) struct Pool {
     places: Semaphore,
     /// The longest idle first; taken from the end, so that few connections stay busy and the rest grow old.
     idle: Mutex<Vec<Idle>>,
+    /// Connections that ended unasked.
+    breaks: AtomicU64,
     connect_timeout: Duration,
     idle_ttl: Duration,
 }
@@ -50,7 +53,14 @@ pub(super) struct Lease<'pool> {
 
 impl Pool {
     pub(super) fn new(opts: Opts, size: usize, connect_timeout: Duration, idle_ttl: Duration) -> Self {
-        Self { opts, places: Semaphore::new(size), idle: Mutex::default(), connect_timeout, idle_ttl }
+        Self {
+            opts,
+            places: Semaphore::new(size),
+            idle: Mutex::default(),
+            breaks: AtomicU64::new(0),
+            connect_timeout,
+            idle_ttl,
+        }
     }
 
     /// Waits for a place, then takes an idle connection or makes one. The wait is bounded by the caller's deadline.
@@ -65,6 +75,7 @@ impl Pool {
             if is_alive {
                 return Ok(Lease { pool: self, conn: Some(conn), reused: true, _place: place });
             }
+            self.breaks.fetch_add(1, Ordering::AcqRel);
             discard(conn);
         }
         let conn = match timeout(self.connect_timeout, Conn::new(self.opts.clone())).await {
@@ -74,8 +85,14 @@ impl Pool {
         Ok(Lease { pool: self, conn: Some(conn), reused: false, _place: place })
     }
 
+    /// How often a connection ended unasked; never falls.
+    pub(super) fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Acquire)
+    }
+
     /// Closes what is idle: after the end of one connection the others are in doubt.
     pub(super) fn distrust(&self) {
+        self.breaks.fetch_add(1, Ordering::AcqRel);
         let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
         idle.into_iter().for_each(|idle| discard(idle.conn));
     }

@@ -7,8 +7,8 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row, Value};
 use rustc_hash::FxHashMap;
 use tidegate_core::event::StoredMessage;
-use tidegate_core::ids::{ConversationId, MessageId, RoomId, Seq, UserId};
-use tidegate_core::ports::{Page, Room, Standing, User, name_key};
+use tidegate_core::ids::{ConversationId, Epoch, MessageId, RoomId, Seq, UserId};
+use tidegate_core::ports::{End, Page, Room, Standing, User, Watermark, name_key};
 
 use super::fault::Fault;
 use super::row::{
@@ -27,28 +27,52 @@ macro_rules! last_seq {
     };
 }
 
+/// The epoch of a conversation, if it began one of its own; else zero.
+macro_rules! own_epoch {
+    () => {
+        "COALESCE((SELECT epoch FROM conversation_epochs WHERE conversation_id = ?), 0)"
+    };
+}
+
 /// The statements over lists.
 #[derive(Debug)]
 pub(super) struct Reader {
+    /// Of the conversations without an epoch of their own.
+    archive_epoch: Epoch,
     find: Widths,
     users: Widths,
     members: Widths,
-    last_seqs: Widths,
+    ends: Widths,
+    missing: Widths,
+    watermarks: Widths,
     standings: Widths,
 }
 
 impl Reader {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(archive_epoch: Epoch) -> Self {
         let find = concat!("SELECT ", message_columns!(), " FROM messages WHERE message_id IN (");
-        let last_seqs = concat!("SELECT ? AS place, ", last_seq!());
+        let ends = concat!("SELECT ? AS place, ", own_epoch!(), ", ", last_seq!());
+        let missing = concat!(
+            "(SELECT ",
+            message_columns!(),
+            ", ? AS place FROM messages WHERE conversation_id = ? AND seq > ? ORDER BY seq LIMIT ?)",
+        );
+        // By way of the members: receipts are in the order of users.
+        let watermarks = "SELECT m.conversation_id, m.user_id, r.delivered_seq, r.read_seq
+            FROM members m JOIN receipts r ON r.user_id = m.user_id AND r.conversation_id = m.conversation_id
+            WHERE (r.delivered_seq > 0 OR r.read_seq > 0) AND m.conversation_id IN (";
         let standings = concat!(
             "SELECT ? AS place, ",
+            own_epoch!(),
+            ", ",
             last_seq!(),
+            ", COALESCE((SELECT delivered_seq FROM receipts WHERE user_id = ? AND conversation_id = ?), 0)",
             ", COALESCE((SELECT read_seq FROM receipts WHERE user_id = ? AND conversation_id = ?), 0)",
             ", (SELECT COUNT(*) FROM messages WHERE conversation_id = ? AND sender_id <> ? AND seq > COALESCE(",
             "(SELECT read_seq FROM receipts WHERE user_id = ? AND conversation_id = ?), 0))",
         );
         Self {
+            archive_epoch,
             find: Widths::new(find, "?", ",", ")"),
             users: Widths::new("SELECT user_id, name FROM users WHERE user_id IN (", "?", ",", ")"),
             members: Widths::new(
@@ -57,7 +81,9 @@ impl Reader {
                 ",",
                 ")",
             ),
-            last_seqs: Widths::new("", last_seqs, " UNION ALL ", ""),
+            ends: Widths::new("", ends, " UNION ALL ", ""),
+            missing: Widths::new("", missing, " UNION ALL ", ""),
+            watermarks: Widths::new(watermarks, "?", ",", ") ORDER BY m.user_id"),
             standings: Widths::new("", standings, " UNION ALL ", ""),
         }
     }
@@ -84,19 +110,73 @@ impl Reader {
         Ok(rooms.iter().map(of).collect())
     }
 
-    /// See [`tidegate_core::ports::Archive::last_seqs`].
-    pub(super) async fn last_seqs(&self, conn: &mut Conn, of: &[ConversationId]) -> Result<Vec<Seq>, Fault> {
-        let branch = |place, conversation: &ConversationId| [Value::UInt(place), conversation_value(conversation)];
-        let mut seqs = vec![Seq(0); of.len()];
-        for (chunk, seqs) in of.chunks(UNION_MAX).zip(seqs.chunks_mut(UNION_MAX)) {
-            for mut row in select_union(conn, &self.last_seqs, chunk, branch).await? {
+    /// See [`tidegate_core::ports::Archive::ends`].
+    pub(super) async fn ends(&self, conn: &mut Conn, of: &[ConversationId]) -> Result<Vec<End>, Fault> {
+        let branch = |place, conversation: &ConversationId| {
+            let conversation = conversation_value(conversation);
+            [Value::UInt(place), conversation.clone(), conversation]
+        };
+        let mut ends = vec![End { epoch: self.archive_epoch, last: Seq(0) }; of.len()];
+        for (chunk, ends) in of.chunks(UNION_MAX).zip(ends.chunks_mut(UNION_MAX)) {
+            for mut row in select_union(conn, &self.ends, chunk, branch).await? {
                 let place: usize = column(&mut row, 0)?;
-                if let Some(seq) = seqs.get_mut(place) {
-                    *seq = Seq(column(&mut row, 1)?);
+                if let Some(end) = ends.get_mut(place) {
+                    *end = End { epoch: self.epoch(&mut row, 1)?, last: Seq(column(&mut row, 2)?) };
                 }
             }
         }
-        Ok(seqs)
+        Ok(ends)
+    }
+
+    /// Reads [`own_epoch`].
+    fn epoch(&self, row: &mut Row, index: usize) -> Result<Epoch, Fault> {
+        Ok(Epoch(column(row, index)?).max(self.archive_epoch))
+    }
+
+    /// See [`tidegate_core::ports::Archive::missing`]. One statement for as many conversations as a login may name, at the
+    /// price of planning as many branches.
+    pub(super) async fn missing(
+        &self,
+        conn: &mut Conn,
+        after: &[(ConversationId, Seq)],
+        max_each: u32,
+    ) -> Result<Vec<Vec<StoredMessage>>, Fault> {
+        let branch = |place: u64, conversation: &ConversationId, seq: Seq| {
+            [Value::UInt(place), conversation_value(conversation), Value::UInt(seq.0), Value::UInt(max_each.into())]
+        };
+        let mut missing = vec![Vec::new(); after.len()];
+        for (chunk, missing) in after.chunks(WIDTH_MAX).zip(missing.chunks_mut(WIDTH_MAX)) {
+            let width = padded(chunk.len(), WIDTH_MAX);
+            let branches = (0..).zip(chunk).map(|(place, (conversation, seq))| branch(place, conversation, *seq));
+            // Above the greatest sequence there is nothing: such a branch only fills the width up.
+            let filler = branch(0, &chunk[0].0, Seq(u64::MAX));
+            let values: Vec<_> = branches.chain(std::iter::repeat(filler)).take(width).flatten().collect();
+            for mut row in conn.exec::<Row, _, _>(self.missing.sql(width), Params::Positional(values)).await? {
+                let place: usize = column(&mut row, 7)?;
+                if let Some(missing) = missing.get_mut(place) {
+                    missing.push(message(row)?);
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// See [`tidegate_core::ports::Archive::watermarks`].
+    pub(super) async fn watermarks(
+        &self,
+        conn: &mut Conn,
+        of: &[ConversationId],
+    ) -> Result<Vec<Vec<Watermark>>, Fault> {
+        let mut marks: FxHashMap<ConversationId, Vec<Watermark>> = FxHashMap::default();
+        for mut row in select_in(conn, &self.watermarks, of.iter().map(conversation_value).collect()).await? {
+            let mark = Watermark {
+                user: UserId(column(&mut row, 1)?),
+                delivered: Seq(column(&mut row, 2)?),
+                read: Seq(column(&mut row, 3)?),
+            };
+            marks.entry(conversation(&mut row, 0)?).or_default().push(mark);
+        }
+        Ok(of.iter().map(|conversation| marks.get(conversation).cloned().unwrap_or_default()).collect())
     }
 
     /// See [`tidegate_core::ports::Archive::standings_of`].
@@ -110,6 +190,9 @@ impl Reader {
             [
                 Value::UInt(place),
                 conversation.clone(),
+                conversation.clone(),
+                user.clone(),
+                conversation.clone(),
                 user.clone(),
                 conversation.clone(),
                 conversation.clone(),
@@ -120,7 +203,9 @@ impl Reader {
         };
         let nothing = |(_, conversation): &(UserId, ConversationId)| Standing {
             conversation: *conversation,
+            epoch: self.archive_epoch,
             last: Seq(0),
+            delivered: Seq(0),
             read: Seq(0),
             unread: 0,
         };
@@ -129,9 +214,11 @@ impl Reader {
             for mut row in select_union(conn, &self.standings, chunk, branch).await? {
                 let place: usize = column(&mut row, 0)?;
                 if let Some(standing) = standings.get_mut(place) {
-                    standing.last = Seq(column(&mut row, 1)?);
-                    standing.read = Seq(column(&mut row, 2)?);
-                    standing.unread = column(&mut row, 3)?;
+                    standing.epoch = self.epoch(&mut row, 1)?;
+                    standing.last = Seq(column(&mut row, 2)?);
+                    standing.delivered = Seq(column(&mut row, 3)?);
+                    standing.read = Seq(column(&mut row, 4)?);
+                    standing.unread = column(&mut row, 5)?;
                 }
             }
         }

@@ -7,7 +7,7 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row, Value};
 use rustc_hash::FxHashMap;
 use tidegate_core::event::StoredMessage;
-use tidegate_core::ids::{ConversationId, Millis, RoomId, Seq, UserId};
+use tidegate_core::ids::{ConversationId, Epoch, Millis, RoomId, Seq, UserId};
 use tidegate_core::ports::{Joined, PersistBatch, Room, name_key};
 
 use super::fault::Fault;
@@ -77,7 +77,7 @@ impl Writer {
                 places.get(&message.message_id).is_none_or(|place| *place == (message.conversation, message.seq))
             };
             if let Some(moved) = missing.iter().find(|message| !in_place(message)) {
-                return Err(Fault::Refused(format!("message {} is stored in another place", moved.message_id)));
+                return Err(Fault::Conflict(format!("message {} is stored in another place", moved.message_id)));
             }
             missing.retain(|message| !places.contains_key(&message.message_id));
             match self.commit(conn, &missing, batch).await {
@@ -86,7 +86,7 @@ impl Writer {
             }
             fruitless_rounds = if stored.is_empty() { fruitless_rounds + 1 } else { 0 };
         }
-        Err(Fault::Refused("another message holds a sequence of the batch".to_owned()))
+        Err(Fault::Conflict("another message holds a sequence of the batch".to_owned()))
     }
 
     /// One transaction: `messages`, and what else the batch brings.
@@ -164,12 +164,38 @@ impl Writer {
         self.admit(conn, room, user, at).await?;
         conn.exec_drop("UPDATE rooms SET member_count = member_count + 1 WHERE room_id = ?", (room.0,)).await?;
         let conversation = ConversationId::Room(room);
-        let last = reader.last_seqs(conn, &[conversation]).await?.first().copied().unwrap_or_default();
+        let last = reader.ends(conn, &[conversation]).await?.first().map_or(Seq(0), |end| end.last);
         let row = [Value::UInt(user.0), conversation_value(&conversation), Value::UInt(last.0), Value::UInt(last.0)];
         insert(conn, &self.receipts, &[row]).await?;
         conn.query_drop("COMMIT").await?;
         Ok(Joined::Now)
     }
+}
+
+/// See [`tidegate_core::ports::Archive::begin_epoch`]. The row that was raised stays locked until the commit: what is
+/// read is what was written. Rare, so one conversation after the other, in one order, so that no two lock each other out.
+pub(super) async fn begin_epoch(
+    conn: &mut Conn,
+    conversations: &[(ConversationId, Epoch)],
+    archive: Epoch,
+) -> Result<Vec<Epoch>, Fault> {
+    let raise = "INSERT INTO conversation_epochs (conversation_id, epoch) VALUES (?, ?)
+                 ON DUPLICATE KEY UPDATE epoch = GREATEST(epoch + 1, VALUES(epoch))";
+    let select = "SELECT epoch FROM conversation_epochs WHERE conversation_id = ?";
+    let mut order: Vec<_> = (0..conversations.len()).collect();
+    order.sort_unstable_by_key(|place| conversations[*place].0);
+    let mut epochs = vec![archive; conversations.len()];
+    conn.query_drop("START TRANSACTION").await?;
+    for place in order {
+        let (conversation, above) = &conversations[place];
+        let epoch = archive.max(*above).0.saturating_add(1);
+        conn.exec_drop(raise, (conversation_value(conversation), epoch)).await?;
+        let row: Option<Row> = conn.exec_first(select, (conversation_value(conversation),)).await?;
+        let mut row = row.ok_or_else(|| Fault::Refused("an epoch is missing".to_owned()))?;
+        epochs[place] = Epoch(column(&mut row, 0)?);
+    }
+    conn.query_drop("COMMIT").await?;
+    Ok(epochs)
 }
 
 /// See [`tidegate_core::ports::Archive::create_user`].
@@ -227,7 +253,7 @@ fn first_of_private(message: &StoredMessage) -> Option<(UserId, UserId, Conversa
 /// Each message once.
 ///
 /// # Errors
-/// [`Fault::Refused`] if two of them share an id or a place.
+/// [`Fault::Conflict`] if two of them share an id or a place.
 fn distinct(messages: &[StoredMessage]) -> Result<Vec<&StoredMessage>, Fault> {
     let mut places = FxHashMap::default();
     let mut ids = FxHashMap::default();
@@ -238,7 +264,7 @@ fn distinct(messages: &[StoredMessage]) -> Result<Vec<&StoredMessage>, Fault> {
         match known {
             (None, None) => distinct.push(message),
             (Some(id), Some(known)) if id == message.message_id && known == place => {}
-            _ => return Err(Fault::Refused(format!("the batch holds two messages for {} {}", place.0, place.1.0))),
+            _ => return Err(Fault::Conflict(format!("the batch holds two messages for {} {}", place.0, place.1.0))),
         }
     }
     Ok(distinct)

@@ -8,7 +8,7 @@
 use std::fmt::{Display, Write as _};
 
 use fred::types::Key;
-use tidegate_core::ids::{ConversationId, Partition, UserId};
+use tidegate_core::ids::{ConversationId, UserId};
 
 use super::config::RedisConfig;
 
@@ -30,9 +30,9 @@ impl Keys {
         self.key("seq:conv:", conversation)
     }
 
-    /// `seq:pending:{partition}`: hash, message id -> sequence and counter's key, until the archive has it. Ours alone.
-    pub(super) fn pending(&self, partition: Partition) -> Key {
-        self.key("seq:pending:", &partition.0)
+    /// `seq:kept:{conversation_id}`: text, epoch and sequence up to which the archive has committed. Ours alone.
+    pub(super) fn kept(&self, conversation: &ConversationId) -> Key {
+        self.key("seq:kept:", conversation)
     }
 
     /// `user:status:{user_id}`: hash, `gatewayId` and places; expires unless renewed. See `change_presence.lua`.

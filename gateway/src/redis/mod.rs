@@ -19,9 +19,10 @@ mod unread;
 
 use std::time::Duration;
 
-use tidegate_core::ids::{GatewayId, Partition, UserId};
+use bytes::Bytes;
+use tidegate_core::ids::{ConversationId, GatewayId, UserId};
 use tidegate_core::ports::{
-    Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary,
+    End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary,
     TokenState, UnreadCount,
 };
 
@@ -60,8 +61,12 @@ impl RedisHotStore {
 }
 
 impl HotStore for RedisHotStore {
-    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
-        self.give(partition, request).await
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        self.give(runs).await
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.keep(ends).await
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
@@ -78,6 +83,10 @@ impl HotStore for RedisHotStore {
 
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
         self.take(user).await
+    }
+
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        self.peek(user, max).await
     }
 
     async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {

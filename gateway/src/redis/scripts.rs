@@ -9,6 +9,8 @@ use fred::types::scripts::Script;
 pub(super) struct Scripts {
     /// `sequence.lua`.
     pub(super) sequence: Script,
+    /// `settle.lua`.
+    pub(super) settle: Script,
     /// `file.lua`.
     pub(super) file: Script,
     /// `take_summary.lua`. The exception: its repetition finds the inbox empty.
@@ -34,6 +36,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             sequence: Script::from_lua(include_str!("scripts/sequence.lua")),
+            settle: Script::from_lua(include_str!("scripts/settle.lua")),
             file: unread_script!("scripts/file.lua"),
             take_summary: unread_script!("scripts/take_summary.lua"),
             seed_unread: unread_script!("scripts/seed_unread.lua"),

@@ -18,7 +18,9 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, UserId};
-use tidegate_core::ports::{Archive, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User};
+use tidegate_core::ports::{
+    Archive, End, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User, Watermark,
+};
 use tokio::sync::oneshot;
 
 use reader::Question;
@@ -228,9 +230,14 @@ impl Archive for SqliteArchive {
         self.ask(move |connection| reader::find(connection, &messages)).await
     }
 
-    async fn last_seqs(&self, conversations: &[ConversationId]) -> PortResult<Vec<Seq>> {
-        let conversations = conversations.to_vec();
-        self.ask(move |connection| reader::last_seqs(connection, &conversations)).await
+    async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
+        let (conversations, archive) = (conversations.to_vec(), self.epoch);
+        self.ask(move |connection| reader::ends(connection, &conversations, archive)).await
+    }
+
+    async fn begin_epoch(&self, conversations: &[(ConversationId, Epoch)]) -> PortResult<Vec<Epoch>> {
+        let (conversations, archive) = (conversations.to_vec(), self.epoch);
+        self.change(move |connection| writer::begin_epoch(connection, &conversations, archive)).await
     }
 
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
@@ -243,13 +250,24 @@ impl Archive for SqliteArchive {
         self.ask(move |connection| reader::history(connection, conversation, page, size)).await
     }
 
+    async fn missing(&self, after: &[(ConversationId, Seq)], max_each: u32) -> PortResult<Vec<Vec<StoredMessage>>> {
+        let after = after.to_vec();
+        self.ask(move |connection| reader::missing(connection, &after, max_each)).await
+    }
+
+    async fn watermarks(&self, conversations: &[ConversationId]) -> PortResult<Vec<Vec<Watermark>>> {
+        let conversations = conversations.to_vec();
+        self.ask(move |connection| reader::watermarks(connection, &conversations)).await
+    }
+
     async fn standings(&self, user: UserId, max: usize) -> PortResult<Vec<Standing>> {
-        self.ask(move |connection| reader::standings(connection, user, max)).await
+        let archive = self.epoch;
+        self.ask(move |connection| reader::standings(connection, user, max, archive)).await
     }
 
     async fn standings_of(&self, pairs: &[(UserId, ConversationId)]) -> PortResult<Vec<Standing>> {
-        let pairs = pairs.to_vec();
-        self.ask(move |connection| reader::standings_of(connection, &pairs)).await
+        let (pairs, archive) = (pairs.to_vec(), self.epoch);
+        self.ask(move |connection| reader::standings_of(connection, &pairs, archive)).await
     }
 
     async fn create_user(&self, name: &str, password_hash: &str, at: Millis) -> PortResult<Option<UserId>> {

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tidegate_core::event::StoredMessage;
-use tidegate_core::ids::{ConversationId, MessageId, Millis, RoomId, Seq, UserId};
-use tidegate_core::ports::{Page, PortResult, Room, Standing, User, name_key};
+use tidegate_core::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, UserId};
+use tidegate_core::ports::{End, Page, PortResult, Room, Standing, User, Watermark, name_key};
 use tidegate_proto::v1::ContentType;
 
 use super::{port_error, to_column};
@@ -97,12 +97,55 @@ pub(super) fn last_seq(connection: &Connection, conversation: &str) -> rusqlite:
     Ok(select.query_row([conversation], |row| row.get(0)).optional()?.unwrap_or_default())
 }
 
-/// See [`tidegate_core::ports::Archive::last_seqs`].
-pub(super) fn last_seqs(connection: &Connection, conversations: &[ConversationId]) -> rusqlite::Result<Vec<Seq>> {
-    let last = |conversation: &ConversationId| {
-        last_seq(connection, &conversation.to_string()).map(|seq| Seq(seq.unsigned_abs()))
+fn end(connection: &Connection, conversation: &str, archive: Epoch) -> rusqlite::Result<End> {
+    let epoch = connection
+        .prepare_cached("SELECT epoch FROM conversation_epochs WHERE conversation_id = ?1")?
+        .query_row([conversation], |row| row.get(0).map(Epoch))
+        .optional()?;
+    let last = last_seq(connection, conversation)?;
+    Ok(End { epoch: epoch.unwrap_or_default().max(archive), last: Seq(last.unsigned_abs()) })
+}
+
+/// See [`tidegate_core::ports::Archive::ends`].
+pub(super) fn ends(
+    connection: &Connection,
+    conversations: &[ConversationId],
+    archive: Epoch,
+) -> rusqlite::Result<Vec<End>> {
+    conversations.iter().map(|conversation| end(connection, &conversation.to_string(), archive)).collect()
+}
+
+/// The oldest messages above a sequence.
+const SELECT_AFTER: &str = select_messages!("WHERE conversation_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
+
+/// See [`tidegate_core::ports::Archive::missing`].
+pub(super) fn missing(
+    connection: &Connection,
+    after: &[(ConversationId, Seq)],
+    max_each: u32,
+) -> rusqlite::Result<Vec<Vec<StoredMessage>>> {
+    let mut select = connection.prepare_cached(SELECT_AFTER)?;
+    let mut of = |(conversation, seq): &(ConversationId, Seq)| {
+        select.query_map(params![conversation.to_string(), to_column(seq.0), max_each], message)?.collect()
     };
-    conversations.iter().map(last).collect()
+    after.iter().map(&mut of).collect()
+}
+
+/// See [`tidegate_core::ports::Archive::watermarks`]. By way of the members: receipts are in the order of users.
+pub(super) fn watermarks(
+    connection: &Connection,
+    conversations: &[ConversationId],
+) -> rusqlite::Result<Vec<Vec<Watermark>>> {
+    let mut select = connection.prepare_cached(
+        "SELECT r.user_id, r.delivered_seq, r.read_seq
+         FROM members m CROSS JOIN receipts r ON r.user_id = m.user_id AND r.conversation_id = m.conversation_id
+         WHERE m.conversation_id = ?1 AND MAX(r.delivered_seq, r.read_seq) > 0 ORDER BY m.user_id",
+    )?;
+    let mark = |row: &Row<'_>| {
+        Ok(Watermark { user: UserId(number(row, 0)?), delivered: Seq(number(row, 1)?), read: Seq(number(row, 2)?) })
+    };
+    let mut of = |conversation: &ConversationId| select.query_map([conversation.to_string()], mark)?.collect();
+    conversations.iter().map(&mut of).collect()
 }
 
 /// See [`tidegate_core::ports::Archive::history`].
@@ -119,9 +162,7 @@ pub(super) fn history(
         Page::Before(seq) => {
             (select_messages!("WHERE conversation_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3"), to_column(seq.0))
         }
-        Page::After(seq) => {
-            (select_messages!("WHERE conversation_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"), to_column(seq.0))
-        }
+        Page::After(seq) => (SELECT_AFTER, to_column(seq.0)),
     };
     let mut select = connection.prepare_cached(sql)?;
     let rows = select.query_map(params![conversation.to_string(), from, size], message)?;
@@ -134,7 +175,12 @@ pub(super) fn history(
 
 /// See [`tidegate_core::ports::Archive::standings`]. The newest message of each of the user's conversations decides the
 /// order, two steps in the index each; unread messages are counted for the chosen ones only.
-pub(super) fn standings(connection: &Connection, user: UserId, max: usize) -> rusqlite::Result<Vec<Standing>> {
+pub(super) fn standings(
+    connection: &Connection,
+    user: UserId,
+    max: usize,
+    archive: Epoch,
+) -> rusqlite::Result<Vec<Standing>> {
     let mut select = connection.prepare_cached(
         "WITH mine AS (
              SELECT m.conversation_id, COALESCE((
@@ -151,29 +197,36 @@ pub(super) fn standings(connection: &Connection, user: UserId, max: usize) -> ru
     let max = i64::try_from(max).unwrap_or(i64::MAX);
     let rows = select.query_map(params![to_column(user.0), max], |row| conversation(row, 0))?;
     let chosen = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    chosen.into_iter().map(|conversation| standing(connection, user, conversation)).collect()
+    chosen.into_iter().map(|conversation| standing(connection, user, conversation, archive)).collect()
 }
 
 /// See [`tidegate_core::ports::Archive::standings_of`].
 pub(super) fn standings_of(
     connection: &Connection,
     pairs: &[(UserId, ConversationId)],
+    archive: Epoch,
 ) -> rusqlite::Result<Vec<Standing>> {
-    pairs.iter().map(|(user, conversation)| standing(connection, *user, *conversation)).collect()
+    pairs.iter().map(|(user, conversation)| standing(connection, *user, *conversation, archive)).collect()
 }
 
-fn standing(connection: &Connection, user: UserId, conversation: ConversationId) -> rusqlite::Result<Standing> {
+fn standing(
+    connection: &Connection,
+    user: UserId,
+    conversation: ConversationId,
+    archive: Epoch,
+) -> rusqlite::Result<Standing> {
     let text = conversation.to_string();
-    let last = last_seq(connection, &text)?;
-    let read: i64 = connection
-        .prepare_cached("SELECT read_seq FROM receipts WHERE user_id = ?1 AND conversation_id = ?2")?
-        .query_row(params![to_column(user.0), text], |row| row.get(0))
+    let End { epoch, last } = end(connection, &text, archive)?;
+    let (delivered, read): (i64, i64) = connection
+        .prepare_cached("SELECT delivered_seq, read_seq FROM receipts WHERE user_id = ?1 AND conversation_id = ?2")?
+        .query_row(params![to_column(user.0), text], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?
         .unwrap_or_default();
     let unread = connection
         .prepare_cached("SELECT COUNT(*) FROM messages WHERE conversation_id = ?1 AND seq > ?2 AND sender_id <> ?3")?
         .query_row(params![text, read, to_column(user.0)], |row| row.get(0))?;
-    Ok(Standing { conversation, last: Seq(last.unsigned_abs()), read: Seq(read.unsigned_abs()), unread })
+    let (delivered, read) = (Seq(delivered.unsigned_abs()), Seq(read.unsigned_abs()));
+    Ok(Standing { conversation, epoch, last, delivered, read, unread })
 }
 
 /// See [`tidegate_core::ports::Archive::user_by_name`].

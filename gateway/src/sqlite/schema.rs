@@ -13,7 +13,8 @@ use tidegate_core::ids::Epoch;
 use super::OpenError;
 
 /// In order; a migration's number is its place, from 1.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_archive.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001_archive.sql"), include_str!("migrations/0002_conversation_epochs.sql")];
 
 /// Pages kept in memory by the writer, in KiB. Insertions touch the id index at random; as long as it is in here they
 /// read nothing.
@@ -129,14 +130,11 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<Migrated> {
     Ok(Migrated::Ready(Epoch(epoch)))
 }
 
-/// A random, non-zero number. Without a source of chance (early boot) the time serves: it need only differ.
+/// The seconds since 1970: clients take the greater of two epochs for the newer, so an archive that replaces another must
+/// have the greater one.
 pub(crate) fn fresh_epoch() -> Epoch {
-    let mut bytes = [0; 4];
-    if getrandom::fill(&mut bytes).is_err() {
-        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        bytes = since.subsec_nanos().rotate_left(7).to_be_bytes();
-    }
-    Epoch(u32::from_be_bytes(bytes).max(1))
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Epoch(u32::try_from(since.as_secs()).unwrap_or(u32::MAX).max(1))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tidegate_core::event::{ReceiptMoved, StoredMessage};
-use tidegate_core::ids::{ConversationId, Millis, RoomId, Seq, UserId};
+use tidegate_core::ids::{ConversationId, Epoch, Millis, RoomId, Seq, UserId};
 use tidegate_core::ports::{Joined, PersistBatch, PortError, PortResult, Room, name_key};
 use tokio::sync::oneshot;
 
@@ -146,7 +146,7 @@ fn confirm_stored(connection: &Connection, conversation: &str, message: &StoredM
         return Ok(());
     }
     let detail = format!("another message holds {conversation} {} or the id {}", message.seq.0, message.message_id);
-    Err(PortError::Refused { service: SERVICE, detail })
+    Err(PortError::Conflict { service: SERVICE, detail })
 }
 
 fn write_receipts(connection: &Connection, receipts: &[ReceiptMoved]) -> rusqlite::Result<()> {
@@ -175,6 +175,23 @@ fn admit(connection: &Connection, user: UserId, conversation: &str, at: Millis) 
         "INSERT INTO members (user_id, conversation_id, joined_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
     )?;
     Ok(insert.execute(params![to_column(user.0), conversation, to_column(at.0)])? > 0)
+}
+
+/// See [`tidegate_core::ports::Archive::begin_epoch`].
+pub(super) fn begin_epoch(
+    connection: &Connection,
+    conversations: &[(ConversationId, Epoch)],
+    archive: Epoch,
+) -> rusqlite::Result<Vec<Epoch>> {
+    let mut raise = connection.prepare_cached(
+        "INSERT INTO conversation_epochs (conversation_id, epoch) VALUES (?1, ?2)
+         ON CONFLICT DO UPDATE SET epoch = MAX(epoch + 1, excluded.epoch) RETURNING epoch",
+    )?;
+    let mut begin = |(conversation, above): &(ConversationId, Epoch)| {
+        let epoch = archive.max(*above).0.saturating_add(1);
+        raise.query_row(params![conversation.to_string(), epoch], |row| row.get(0).map(Epoch))
+    };
+    conversations.iter().map(&mut begin).collect()
 }
 
 /// See [`tidegate_core::ports::Archive::create_user`].

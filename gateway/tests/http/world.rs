@@ -14,10 +14,10 @@ use tidegate::config::{CliOverrides, Config};
 use tidegate::http::{self, Bounds, Busy, HandOff, Life, Part, Setup};
 use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
-use tidegate_core::ids::{GatewayId, Partition, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, UserId};
 use tidegate_core::ports::{
-    Backend, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PushQueue, PushTarget, SequenceGrant,
-    SequenceRequest, Summary, TokenState, UnreadCount,
+    Backend, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PushQueue, PushTarget,
+    SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -122,11 +122,13 @@ impl MoodyHotStore {
 
 impl HotStore for MoodyHotStore {
     while_up! {
-        sequence(partition: Partition, request: SequenceRequest) -> Vec<SequenceGrant>;
+        sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
+        settle(ends: &[(ConversationId, End)]) -> ();
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> ();
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
+        peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();

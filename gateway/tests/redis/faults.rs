@@ -6,10 +6,8 @@ use bytes::Bytes;
 use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
 use futures_util::future::join_all;
 use tidegate::redis::{RedisConfig, RedisHotStore};
-use tidegate_core::ids::{ConversationId, MessageId, Partition, RoomId, Seq, UserId};
-use tidegate_core::ports::{
-    Filing, HotStore, PortError, PortResult, SequenceGrant, SequenceRequest, SequenceRun, TokenState,
-};
+use tidegate_core::ids::{ConversationId, Epoch, RoomId, Seq, UserId};
+use tidegate_core::ports::{End, Filing, HotStore, PortError, PortResult, SequenceGrant, SequenceRun, TokenState};
 use tokio::time::Instant;
 
 use super::server::Server;
@@ -36,18 +34,23 @@ async fn connect(url: impl Into<String>) -> PortResult<RedisHotStore> {
     RedisHotStore::connect(config, "gw".parse().expect("a legal gateway id")).await
 }
 
-fn request(floor: Option<u64>, ids: std::ops::Range<u8>) -> SequenceRequest {
-    let conversation = ConversationId::Room(RoomId(1));
-    let messages = ids.map(|id| MessageId([id; 16])).collect();
-    SequenceRequest { runs: vec![SequenceRun { conversation, floor: floor.map(Seq), messages }], settled: Vec::new() }
+const ROOM: ConversationId = ConversationId::Room(RoomId(1));
+
+fn at(last: u64) -> End {
+    End { epoch: Epoch(1), last: Seq(last) }
 }
 
-async fn give(store: &RedisHotStore, floor: Option<u64>, ids: std::ops::Range<u8>) -> PortResult<Vec<u64>> {
-    let grants = store.sequence(Partition(0), request(floor, ids)).await?;
+/// The first of three sequences.
+async fn give(store: &RedisHotStore, last: u64) -> PortResult<SequenceGrant> {
+    let grants = store.sequence(&[SequenceRun { conversation: ROOM, end: at(last), count: 3 }]).await?;
     match grants.as_slice() {
-        [SequenceGrant::Given(seqs)] => Ok(seqs.iter().map(|seq| seq.0).collect()),
-        other => panic!("expected sequences, got {other:?}"),
+        [grant] => Ok(*grant),
+        other => panic!("expected one grant, got {other:?}"),
     }
+}
+
+fn given(first: u64) -> PortResult<SequenceGrant> {
+    Ok(SequenceGrant::Given(Seq(first)))
 }
 
 /// Fails the test unless the call ends with `Unavailable` within its bound.
@@ -103,38 +106,38 @@ async fn a_hung_redis_is_unavailable_within_the_bound_and_comes_back() {
     }
     let server = Server::start("").await;
     let store = connect(server.url()).await.expect("it runs");
-    assert_eq!(give(&store, Some(0), 0..3).await, Ok(vec![1, 2, 3]));
+    assert_eq!(give(&store, 0).await, given(1));
     for _ in 0..2 {
         server.freeze();
         assert_unavailable(&store).await;
         let since = Instant::now();
         for _ in 0..1000 {
-            give(&store, None, 3..6).await.expect_err("it hangs");
+            give(&store, 3).await.expect_err("it hangs");
         }
         assert!(since.elapsed() < TIMEOUT + SLACK, "a thousand calls fail at once, not {:?}", since.elapsed());
         tokio::time::sleep(2 * TIMEOUT).await;
         server.thaw();
         assert_recovers(&store).await;
-        assert_eq!(give(&store, None, 3..6).await, Ok(vec![4, 5, 6]), "and knows what it gave");
+        assert_eq!(give(&store, 3).await, given(4));
+        let kept = SequenceGrant::Discontinuous { kept: at(3) };
+        assert_eq!(give(&store, 2).await, Ok(kept), "and knows what it knew");
     }
 }
 
 #[tokio::test]
-async fn a_killed_redis_is_unavailable_and_its_successor_asks_for_floors() {
+async fn a_killed_redis_is_unavailable_and_its_successor_believes_the_archive() {
     if !enabled() {
         return;
     }
     let mut server = Server::start("hunter2").await;
     let store = connect(server.url()).await.expect("it runs");
-    assert_eq!(give(&store, Some(0), 0..3).await, Ok(vec![1, 2, 3]));
+    store.settle(&[(ROOM, at(3))]).await.expect("it runs");
     server.kill();
     assert_unavailable(&store).await;
     assert_unavailable(&store).await;
     let _server = server.restart().await;
     assert_recovers(&store).await;
-    let unknown = store.sequence(Partition(0), request(None, 1..5)).await;
-    assert_eq!(unknown, Ok(vec![SequenceGrant::FloorNeeded]), "it knows neither script nor counter");
-    assert_eq!(give(&store, Some(3), 3..5).await, Ok(vec![4, 5]));
+    assert_eq!(give(&store, 2).await, given(3), "it knows neither script nor conversation: the archive is believed");
 }
 
 #[tokio::test]
@@ -181,12 +184,12 @@ async fn forgetting_scripts_or_everything_is_noticed_by_nobody() {
     }
     let server = Server::start("").await;
     let (store, raw) = (connect(server.url()).await.expect("it runs"), raw_client(&server.url()).await);
-    assert_eq!(give(&store, Some(0), 0..3).await, Ok(vec![1, 2, 3]));
+    assert_eq!(give(&store, 0).await, given(1));
     raw.script_flush(false).await.expect("it runs");
-    assert_eq!(give(&store, None, 2..5).await, Ok(vec![3, 4, 5]));
+    store.settle(&[(ROOM, at(5))]).await.expect("it runs");
+    assert_eq!(give(&store, 5).await, given(6));
     raw.flushall::<()>(false).await.expect("it runs");
-    assert_eq!(store.sequence(Partition(0), request(None, 2..6)).await, Ok(vec![SequenceGrant::FloorNeeded]));
-    assert_eq!(give(&store, Some(5), 5..7).await, Ok(vec![6, 7]));
+    assert_eq!(give(&store, 5).await, given(6));
     assert_eq!(store.token_states(&["t"]).await, Ok(vec![TokenState::Unknown]));
 }
 
@@ -211,9 +214,9 @@ async fn a_full_redis_is_unavailable_until_it_has_room() {
     let server = Server::start("").await;
     let store = connect(server.url()).await.expect("it runs");
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    let error = give(&store, Some(0), 0..3).await.expect_err("no room");
+    let error = give(&store, 0).await.expect_err("no room");
     assert!(matches!(error, PortError::Unavailable { .. }), "{error:?}");
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_recovers(&store).await;
-    assert_eq!(give(&store, Some(0), 0..3).await, Ok(vec![1, 2, 3]));
+    assert_eq!(give(&store, 0).await, given(1));
 }

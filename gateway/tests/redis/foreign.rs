@@ -7,41 +7,44 @@ use bytes::Bytes;
 use fred::interfaces::{HashesInterface, KeysInterface, ListInterface};
 use fred::types::Expiration;
 use tidegate::redis::RedisHotStore;
-use tidegate_core::ids::{ConversationId, MessageId, Partition, RoomId, Seq, SessionId, UserId};
-use tidegate_core::ports::{Filing, HotStore, PresenceChange, SequenceRequest, SequenceRun, TokenState, UnreadCount};
+use tidegate_core::ids::{ConversationId, Epoch, RoomId, Seq, SessionId, UserId};
+use tidegate_core::ports::{
+    End, Filing, HotStore, PresenceChange, SequenceGrant, SequenceRun, TokenState, UnreadCount,
+};
 
 use super::{Fixture, eventually};
 
 const ROOM: ConversationId = ConversationId::Room(RoomId(5));
 const USER: UserId = UserId(42);
 
-fn ask(floor: Option<u64>, ids: &[u8]) -> SequenceRequest {
-    let messages = ids.iter().map(|id| MessageId([*id; 16])).collect();
-    let run = SequenceRun { conversation: ROOM, floor: floor.map(Seq), messages };
-    SequenceRequest { runs: vec![run], settled: Vec::new() }
+fn run(last: u64, count: u32) -> SequenceRun {
+    SequenceRun { conversation: ROOM, end: End { epoch: Epoch(5), last: Seq(last) }, count }
 }
 
 #[tokio::test]
 async fn a_counter_is_the_last_sequence_in_plain_text() {
     let Some(fixture) = Fixture::new().await else { return };
     let store = fixture.connect("gw").await;
-    store.sequence(Partition(3), ask(Some(7), &[1, 2])).await.expect("Redis answers");
-    let counter: String = fixture.raw.get(fixture.key("seq:conv:r_5")).await.expect("a string");
-    assert_eq!(counter, "9");
-    let pending: BTreeMap<Bytes, String> = fixture.raw.hgetall(fixture.key("seq:pending:3")).await.expect("a hash");
-    let counter = fixture.key("seq:conv:r_5");
-    let expected = [(1, 8), (2, 9)].map(|(id, seq)| (Bytes::from(vec![id; 16]), format!("{seq} {counter}")));
-    assert_eq!(pending, BTreeMap::from(expected));
+    let text = async |key: &str| fixture.raw.get::<Option<String>, _>(fixture.key(key)).await.expect("a string");
+    store.sequence(&[run(7, 2)]).await.expect("Redis answers");
+    assert_eq!(text("seq:conv:r_5").await.as_deref(), Some("9"));
+    assert_eq!(text("seq:kept:r_5").await.as_deref(), Some("5 7"));
+    store.settle(&[(ROOM, End { epoch: Epoch(5), last: Seq(9) })]).await.expect("Redis answers");
+    assert_eq!(text("seq:kept:r_5").await.as_deref(), Some("5 9"));
+    store.sequence(&[run(8, 30)]).await.expect("Redis answers");
+    assert_eq!(text("seq:conv:r_5").await.as_deref(), Some("9"), "nothing was given");
 }
 
 #[tokio::test]
-async fn a_counter_deleted_alone_stays_above_what_is_pending() {
+async fn a_counter_that_others_changed_or_deleted_changes_nothing() {
     let Some(fixture) = Fixture::new().await else { return };
     let store = fixture.connect("gw").await;
-    store.sequence(Partition(0), ask(Some(0), &[1, 2, 3])).await.expect("Redis answers");
-    fixture.raw.del::<(), _>(fixture.key("seq:conv:r_5")).await.expect("Redis answers");
-    let grants = store.sequence(Partition(0), ask(Some(1), &[9, 2])).await.expect("Redis answers");
-    assert_eq!(format!("{grants:?}"), "[Given([Seq(4), Seq(2)])]");
+    for counter in ["3", "700", "nonsense"] {
+        fixture.raw.set::<(), _, _>(fixture.key("seq:conv:r_5"), counter, None, None, false).await.expect("set");
+        assert_eq!(store.sequence(&[run(9, 2)]).await, Ok(vec![SequenceGrant::Given(Seq(10))]), "{counter}");
+    }
+    fixture.raw.set::<(), _, _>(fixture.key("seq:kept:r_5"), "nonsense", None, None, false).await.expect("set");
+    assert_eq!(store.sequence(&[run(9, 2)]).await, Ok(vec![SequenceGrant::Given(Seq(10))]));
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ pub mod unread_cases;
 use std::future::Future;
 
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, MessageId, Partition, RoomId, Seq, UserId};
-use crate::ports::{HotStore, SequenceGrant, SequenceRequest, SequenceRun};
+use crate::ids::{ConversationId, Epoch, GatewayId, RoomId, Seq, UserId};
+use crate::ports::{End, HotStore, SequenceGrant, SequenceRun};
 
 /// A store under test.
 pub trait HotStoreFixture: Sync {
@@ -39,16 +39,16 @@ pub trait HotStoreFixture: Sync {
 macro_rules! hot_store_contract {
     ($make:expr) => {
         $crate::hot_store_contract! { @cases $make,
-            sequence_cases: sequences_are_dense_from_one_over_batches,
-            sequence_cases: repeating_a_request_repeats_its_answer,
-            sequence_cases: redelivery_in_other_groups_repeats_the_answer,
-            sequence_cases: settled_messages_are_forgotten,
-            sequence_cases: an_unknown_conversation_needs_a_floor,
-            sequence_cases: after_a_loss_sequences_go_on_above_the_floor,
-            sequence_cases: a_floor_above_the_counter_raises_it,
+            sequence_cases: sequences_follow_the_archives_end,
+            sequence_cases: what_was_not_committed_is_given_again,
+            sequence_cases: an_archive_that_went_back_is_noticed,
+            sequence_cases: an_end_that_was_named_is_remembered,
+            sequence_cases: after_a_loss_the_archive_is_believed,
+            sequence_cases: a_store_that_is_behind_follows_the_archive,
+            sequence_cases: what_was_committed_never_goes_back,
+            sequence_cases: of_two_engines_the_one_behind_is_told,
+            sequence_cases: ends_beyond_32_bits_are_kept,
             sequence_cases: a_large_batch_is_answered_in_one_call,
-            sequence_cases: partitions_remember_for_themselves,
-            sequence_cases: a_message_twice_in_a_run_has_one_sequence,
             presence_cases: a_user_is_where_its_sessions_are,
             presence_cases: a_device_taken_over_is_not_ended_by_its_former_session,
             presence_cases: a_device_moves_between_gateways,
@@ -68,6 +68,7 @@ macro_rules! hot_store_contract {
             unread_cases: reading_replaces_the_count,
             unread_cases: what_is_filed_above_a_read_survives_it,
             unread_cases: an_inbox_is_taken_once_oldest_first,
+            unread_cases: an_inbox_is_looked_at_and_stays,
             unread_cases: an_inbox_keeps_the_newest,
             unread_cases: a_large_filing_reaches_everybody,
             token_cases: a_token_is_valid_until_deleted,
@@ -87,17 +88,6 @@ macro_rules! hot_store_contract {
     };
 }
 
-const PARTITION: Partition = Partition(0);
-
-/// The nth message of a case.
-fn message(n: u32) -> MessageId {
-    MessageId(*blake3::hash(&n.to_be_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"))
-}
-
-fn messages(range: std::ops::Range<u32>) -> Vec<MessageId> {
-    range.map(message).collect()
-}
-
 fn seqs(range: std::ops::RangeInclusive<u64>) -> Vec<Seq> {
     range.map(Seq).collect()
 }
@@ -114,18 +104,26 @@ fn gateway(name: &str) -> GatewayId {
     name.parse().expect("a legal gateway id")
 }
 
-fn run(conversation: ConversationId, floor: Option<u64>, messages: Vec<MessageId>) -> SequenceRun {
-    SequenceRun { conversation, floor: floor.map(Seq), messages }
+fn at(epoch: u32, last: u64) -> End {
+    End { epoch: Epoch(epoch), last: Seq(last) }
 }
 
-/// Asks for one run and expects it to be given.
-async fn give(store: &impl HotStore, run: SequenceRun) -> Vec<Seq> {
-    match ask(store, vec![run], Vec::new()).await.as_slice() {
-        [SequenceGrant::Given(seqs)] => seqs.clone(),
-        other => panic!("expected one run to be given, got {other:?}"),
-    }
+fn run(conversation: ConversationId, end: End, count: u32) -> SequenceRun {
+    SequenceRun { conversation, end, count }
 }
 
-async fn ask(store: &impl HotStore, runs: Vec<SequenceRun>, settled: Vec<MessageId>) -> Vec<SequenceGrant> {
-    store.sequence(PARTITION, SequenceRequest { runs, settled }).await.expect("the store answers")
+fn given(first: u64) -> SequenceGrant {
+    SequenceGrant::Given(Seq(first))
+}
+
+fn discontinuous(epoch: u32, last: u64) -> SequenceGrant {
+    SequenceGrant::Discontinuous { kept: at(epoch, last) }
+}
+
+async fn ask<const RUNS: usize>(store: &impl HotStore, runs: [SequenceRun; RUNS]) -> Vec<SequenceGrant> {
+    store.sequence(&runs).await.expect("the store answers")
+}
+
+async fn settle<const ENDS: usize>(store: &impl HotStore, ends: [(ConversationId, End); ENDS]) {
+    store.settle(&ends).await.expect("the store answers");
 }

@@ -23,10 +23,10 @@ use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, Millis, Partition, Seq, UserId};
+use crate::ids::{ConversationId, GatewayId, Millis, Seq, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRequest, Summary, TokenState,
+    End, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary, TokenState,
     UnreadCount,
 };
 
@@ -116,8 +116,13 @@ impl<C: Clock> EmbeddedHotStore<C> {
 }
 
 impl<C: Clock> HotStore for EmbeddedHotStore<C> {
-    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
-        Ok(self.state().sequences.give(partition, &request))
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        Ok(self.state().sequences.give(runs))
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.state().sequences.settle(ends);
+        Ok(())
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
@@ -157,6 +162,17 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         let inbox = state.inboxes.get_mut(&user).filter(|inbox| inbox.until > now);
         let inbox = inbox.map(|inbox| std::mem::take(&mut inbox.messages).into()).unwrap_or_default();
         Ok(Summary { unread, inbox })
+    }
+
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let inbox = state.inboxes.get_mut(&user).filter(|inbox| inbox.until > now);
+        let newest = |inbox: &mut Inbox| {
+            let messages = &inbox.messages;
+            messages.iter().skip(messages.len().saturating_sub(max)).cloned().collect()
+        };
+        Ok(inbox.map(newest).unwrap_or_default())
     }
 
     async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {

@@ -1,78 +1,52 @@
-//! Sequences: the twin of `sequence.lua`.
+//! Sequences: the twin of `sequence.lua` and `settle.lua`.
 //!
-//! A request comes in, one grant per run goes out.
+//! In come runs with the archive's end, one grant per run goes out.
 //!
-//! What must hold: a sequence is never given twice in a conversation, is above the floor, and the sequences above the floor
-//! have no gap. A counter may be forgotten at any time; the next run then needs a floor, and what is pending stays above it.
-
-use rustc_hash::FxHashMap;
+//! What must hold: sequences follow the end that was named, and none are given if the archive was further once. What is
+//! known of that may be forgotten at any time: it proves that the archive went back, never where it is.
 
 use super::aging::Aging;
-use crate::ids::{ConversationId, MessageId, Partition, Seq};
-use crate::ports::{SequenceGrant, SequenceRequest, SequenceRun};
+use crate::ids::ConversationId;
+use crate::ports::{End, SequenceGrant, SequenceRun};
 
-/// Counters of half a million conversations are kept at least; some 50 bytes each.
-const COUNTERS_GENERATION_MAX: usize = 500_000;
+/// Ends of half a million conversations are kept at least; some 50 bytes each.
+const KEPT_GENERATION_MAX: usize = 500_000;
 
-/// Allocations of one partition that the archive is not known to hold, with their conversation.
-type Pending = FxHashMap<MessageId, (ConversationId, Seq)>;
-
-/// Last sequences and pending allocations.
+/// How far the archive is known to have been.
 pub(super) struct Sequences {
-    last: Aging<ConversationId, Seq>,
-    pending: FxHashMap<Partition, Pending>,
+    kept: Aging<ConversationId, End>,
 }
 
 impl Default for Sequences {
     fn default() -> Self {
-        Self { last: Aging::new(COUNTERS_GENERATION_MAX), pending: FxHashMap::default() }
+        Self { kept: Aging::new(KEPT_GENERATION_MAX) }
     }
 }
 
 impl Sequences {
     /// Answers one request; see [`crate::ports::HotStore::sequence`].
-    pub(super) fn give(&mut self, partition: Partition, request: &SequenceRequest) -> Vec<SequenceGrant> {
-        let pending = self.pending.entry(partition).or_default();
-        for message in &request.settled {
-            pending.remove(message);
+    pub(super) fn give(&mut self, runs: &[SequenceRun]) -> Vec<SequenceGrant> {
+        let give = |run: &SequenceRun| {
+            let kept = self.raise(run.conversation, run.end);
+            if kept > run.end {
+                SequenceGrant::Discontinuous { kept }
+            } else {
+                SequenceGrant::Given(run.end.last.next())
+            }
+        };
+        runs.iter().map(give).collect()
+    }
+
+    /// See [`crate::ports::HotStore::settle`].
+    pub(super) fn settle(&mut self, ends: &[(ConversationId, End)]) {
+        for (conversation, end) in ends {
+            self.raise(*conversation, *end);
         }
-        request.runs.iter().map(|run| give_run(&mut self.last, pending, run)).collect()
     }
-}
 
-#[cfg(test)]
-impl Sequences {
-    /// As if every counter had not been used for long.
-    pub(super) fn forget_counters(&mut self) {
-        self.last = Aging::new(COUNTERS_GENERATION_MAX);
+    fn raise(&mut self, conversation: ConversationId, end: End) -> End {
+        let kept = self.kept.get_or_default(conversation);
+        *kept = end.max(*kept);
+        *kept
     }
-}
-
-fn give_run(last: &mut Aging<ConversationId, Seq>, pending: &mut Pending, run: &SequenceRun) -> SequenceGrant {
-    let known = |pending: &Pending, message: &MessageId| {
-        pending.get(message).filter(|(conversation, _)| *conversation == run.conversation).map(|(_, seq)| *seq)
-    };
-    let counter = last.get_mut(&run.conversation).copied();
-    let Some(mut highest) = counter.max(run.floor) else {
-        // Nothing says how far the archive is: repeat what was given before, if that is all that is asked.
-        let given: Option<Vec<Seq>> = run.messages.iter().map(|message| known(pending, message)).collect();
-        return given.map_or(SequenceGrant::FloorNeeded, SequenceGrant::Given);
-    };
-    if counter.is_none() {
-        // The counter was lost or never was. What was given by it and is not yet in the archive is above the floor.
-        let same = pending.values().filter(|(conversation, _)| *conversation == run.conversation);
-        highest = same.map(|(_, seq)| *seq).fold(highest, Seq::max);
-    }
-    highest = run.messages.iter().filter_map(|message| known(pending, message)).fold(highest, Seq::max);
-    let mut given = Vec::with_capacity(run.messages.len());
-    for message in &run.messages {
-        let seq = known(pending, message).unwrap_or_else(|| {
-            highest = highest.next();
-            pending.insert(*message, (run.conversation, highest));
-            highest
-        });
-        given.push(seq);
-    }
-    last.insert(run.conversation, highest);
-    SequenceGrant::Given(given)
 }

@@ -2,9 +2,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::contract::hot_store::HotStoreFixture;
-use crate::ids::{MessageId, RoomId, SessionId};
+use crate::ids::SessionId;
 use crate::limits::{PRESENCE_TTL, UNREAD_SEEDING_TTL};
-use crate::ports::SequenceRun;
 
 /// Time passes when somebody sleeps.
 #[derive(Clone)]
@@ -75,20 +74,4 @@ async fn a_seed_that_comes_too_late_has_no_effect() {
     assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, None);
     store.seed_unread(UserId(1), &[]).await.expect("embedded");
     assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, Some(Vec::new()));
-}
-
-#[tokio::test]
-async fn a_forgotten_counter_stays_above_what_is_pending() {
-    let store = Fixture::new().0;
-    let conversation = ConversationId::Room(RoomId(1));
-    let ask = |floor, id: u8| {
-        let run = SequenceRun { conversation, floor, messages: vec![MessageId([id; 16])] };
-        store.sequence(Partition(0), SequenceRequest { runs: vec![run], settled: Vec::new() })
-    };
-    for id in 1..=3 {
-        ask(Some(Seq(0)), id).await.expect("embedded");
-    }
-    store.state().sequences.forget_counters();
-    assert_eq!(ask(None, 2).await, Ok(vec![SequenceGrant::Given(vec![Seq(2)])]));
-    assert_eq!(ask(Some(Seq(1)), 9).await, Ok(vec![SequenceGrant::Given(vec![Seq(4)])]));
 }
