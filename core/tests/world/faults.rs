@@ -4,11 +4,6 @@ use std::time::Duration;
 
 use crate::sim::Sim;
 
-/// Whether a world may have two engines that both take themselves for the owner of a conversation or of a message: one that
-/// was cut off and works on, or two partitions with the same message id. The ingest engine does not stand that yet: the
-/// archive refuses one of the two, which then repeats for ever and leaves a gap in the sequences.
-pub const TWO_WRITERS: bool = false;
-
 /// Where the backends live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -84,7 +79,7 @@ impl Faults {
             clients_are_rude: !is_calm && sim.chance(700),
         };
         let mut kinds = vec![Incident::HotLost, Incident::GatewayCrash];
-        if mode == Mode::Services && TWO_WRITERS {
+        if mode == Mode::Services {
             kinds.push(Incident::CutOff);
         }
         if !is_calm && sim.chance(700) {

@@ -23,6 +23,7 @@ use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::reception::{Greeting, Reception};
 use tidegate_core::session::SessionContext;
+use tidegate_core::streams::{self, OutStreams};
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
 use tidegate_core::twins::queues::{EmbeddedIngestQueue, EmbeddedPushQueue};
@@ -127,15 +128,20 @@ impl Gateway {
             }
         };
         tasks.push(spawner.spawn(Mortal::new(shared, "push engine died", move || push().run())));
+        let mut out_streams = Vec::new();
         for partition in (0..faults.partitions).map(Partition) {
+            let streams = Arc::new(OutStreams::new(sim.below(u64::MAX)));
+            out_streams.push(Arc::clone(&streams));
             let (engine_ports, members, clock) = (Arc::clone(&ports), Arc::clone(&members), sim.clone());
             let engine = move || {
-                IngestEngine::new(partition, Arc::clone(&engine_ports), clock.clone(), Arc::clone(&members)).run()
+                let (ports, members) = (Arc::clone(&engine_ports), Arc::clone(&members));
+                IngestEngine::new(partition, ports, clock.clone(), members, Arc::clone(&streams)).run()
             };
             tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine died", engine)));
             let accept = accept::run(partition, links.accept.clone(), Arc::clone(&ports), mailboxes.clone());
             tasks.push(spawner.spawn(accept));
         }
+        tasks.push(spawner.spawn(streams::run_beacons(out_streams, Arc::clone(&ports), sim.clone())));
         let context = SessionContext {
             gateway: id.clone(),
             lobbies: backends.lobbies.clone(),
@@ -154,6 +160,7 @@ impl Gateway {
                 frame_bytes_max: FRAME_BYTES_MAX,
                 body_bytes_max: BODY_BYTES_MAX,
                 in_flight_max: IN_FLIGHT_MAX,
+                lobbies: backends.lobbies.clone(),
             },
         };
         let queue = Arc::clone(&links.requests);

@@ -282,7 +282,7 @@ impl Ledger {
 }
 
 fn sequenced(event: &PushEvent) -> Option<(ConversationId, Seq, MessageId)> {
-    let PushEvent::Sequenced { conversation, seq, payload } = event else { return None };
+    let PushEvent::Sequenced { conversation, seq, payload, .. } = event else { return None };
     let message = v1::Message::decode(payload.clone()).unwrap();
     Some((*conversation, *seq, MessageId::from_wire(&message.message_id).unwrap()))
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tidegate_core::clock::Clock as _;
 use tidegate_core::event::{IngestEvent, PushEvent, StoredMessage};
 use tidegate_core::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, UserId};
 use tidegate_core::ports::{
-    Archive, Backend, DeliveryTag, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, Joined, Page,
+    Archive, Backend, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, Joined, Page,
     PersistBatch, PortError, PortResult, Presence, PresenceChange, PushConsumer, PushQueue, PushTarget, Room,
-    SequenceGrant, SequenceRequest, Standing, Summary, TokenState, UnreadCount, User,
+    SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -278,7 +279,7 @@ enum PushesKind {
 pub struct Pushes {
     shared: Shared,
     inner: PushesKind,
-    late: VecDeque<(Millis, PushEvent)>,
+    late: VecDeque<(Millis, Vec<PushEvent>)>,
 }
 
 impl PushConsumer for Pushes {
@@ -289,8 +290,8 @@ impl PushConsumer for Pushes {
         let sim = self.shared.sim.clone();
         loop {
             let now = sim.now();
-            let due: Vec<PushEvent> =
-                std::iter::from_fn(|| self.late.pop_front_if(|(at, _)| *at <= now)).map(|(_, event)| event).collect();
+            let due = std::iter::from_fn(|| self.late.pop_front_if(|(at, _)| *at <= now));
+            let due: Vec<PushEvent> = due.flat_map(|(_, batch)| batch).collect();
             if !due.is_empty() {
                 return Ok(due);
             }
@@ -322,27 +323,28 @@ impl PushConsumer for Pushes {
 }
 
 impl Pushes {
+    /// What a broker loses it loses by whole messages: a batch behind its mark.
     fn mistreat(&mut self, events: Vec<PushEvent>) -> Vec<PushEvent> {
         let (shared, sim) = (&self.shared, &self.shared.sim);
         let faults = &shared.faults;
         let mut out = Vec::with_capacity(events.len());
-        for event in events {
+        for batch in events.chunk_by(|_, next| !matches!(next, PushEvent::Marked(_))) {
             if shared.happens(faults.push_dropped) {
-                sim.trace(|| format!("a push is lost: {}", brief(&event)));
+                sim.trace(|| format!("pushes are lost: {}", batch.iter().map(brief).collect::<Vec<_>>().join(", ")));
                 sim.count("push lost");
                 continue;
             }
             if shared.happens(faults.push_doubled) {
                 sim.count("push doubled");
-                out.push(event.clone());
+                out.push(batch.to_vec());
             }
             if shared.happens(faults.push_late) {
                 sim.count("push late");
                 let at = Millis(sim.now().0 + sim.below(3000));
                 let place = self.late.partition_point(|(other, _)| *other <= at);
-                self.late.insert(place, (at, event));
+                self.late.insert(place, (at, batch.to_vec()));
             } else {
-                out.push(event);
+                out.push(batch.to_vec());
             }
         }
         if out.len() > 1 && shared.happens(faults.push_reordered) {
@@ -350,7 +352,7 @@ impl Pushes {
             let at = sim.below(out.len() as u64) as usize;
             out.rotate_left(at);
         }
-        out
+        out.concat()
     }
 }
 
@@ -359,6 +361,7 @@ fn brief(event: &PushEvent) -> String {
         PushEvent::Sequenced { conversation, seq, .. } => format!("{conversation} {}", seq.0),
         PushEvent::ReceiptMoved(receipt) => format!("receipt of {} in {}", receipt.user.0, receipt.conversation),
         PushEvent::Rejected { user, .. } => format!("rejection for {}", user.0),
+        PushEvent::Marked(mark) => format!("batch {} of {:x}", mark.after, mark.stream.0),
         PushEvent::MembershipChanged { conversation, user, .. } => format!("member {} of {conversation}", user.0),
     }
 }
@@ -367,11 +370,17 @@ fn brief(event: &PushEvent) -> String {
 // Hot store
 
 impl HotStore for Ports {
-    async fn sequence(&self, partition: Partition, request: SequenceRequest) -> PortResult<Vec<SequenceGrant>> {
-        let asked: Vec<ConversationId> = request.runs.iter().map(|run| run.conversation).collect();
-        let grants = self.shared.call("sequence", self.hot.sequence(partition, request)).await?;
-        self.shared.sim.trace(|| format!("{} sequences for {asked:?}: {grants:?}", self.gateway));
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        let grants = self.shared.call("sequence", self.hot.sequence(runs)).await?;
+        self.shared.sim.trace(|| {
+            let asked: Vec<_> = runs.iter().map(|run| (run.conversation, run.end.last.0, run.count)).collect();
+            format!("{} sequences {asked:?}: {grants:?}", self.gateway)
+        });
         Ok(grants)
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.shared.call("settle", self.hot.settle(ends)).await
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
@@ -391,6 +400,10 @@ impl HotStore for Ports {
 
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
         self.shared.call("take_summary", self.hot.take_summary(user)).await
+    }
+
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        self.shared.call("peek_inbox", self.hot.peek_inbox(user, max)).await
     }
 
     async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
@@ -430,8 +443,15 @@ impl Archive for Ports {
         self.shared.call("find", self.archive.find(messages)).await
     }
 
-    async fn last_seqs(&self, conversations: &[ConversationId]) -> PortResult<Vec<Seq>> {
-        self.shared.call("last_seqs", self.archive.last_seqs(conversations)).await
+    async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
+        self.shared.call("ends", self.archive.ends(conversations)).await
+    }
+
+    /// The archive of a world never goes back.
+    async fn begin_epoch(&self, conversations: &[(ConversationId, Epoch)]) -> PortResult<Vec<Epoch>> {
+        let text = format!("guarantee 4: {} begins a new epoch of {conversations:?} without need", self.gateway);
+        self.shared.sim.violation(text);
+        self.archive.begin_epoch(conversations).await
     }
 
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
@@ -451,6 +471,14 @@ impl Archive for Ports {
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
         self.shared.call("history", self.archive.history(conversation, page, size)).await
+    }
+
+    async fn missing(&self, after: &[(ConversationId, Seq)], max_each: u32) -> PortResult<Vec<Vec<StoredMessage>>> {
+        self.shared.call("missing", self.archive.missing(after, max_each)).await
+    }
+
+    async fn watermarks(&self, conversations: &[ConversationId]) -> PortResult<Vec<Vec<Watermark>>> {
+        self.shared.call("watermarks", self.archive.watermarks(conversations)).await
     }
 
     async fn standings(&self, user: UserId, max: usize) -> PortResult<Vec<Standing>> {

@@ -9,20 +9,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tidegate_core::accept::AcceptQueues;
 use tidegate_core::clock::Clock as _;
 use tidegate_core::delivery::{
     Accepting, ConnectionKey, Mailboxes, Recipients, Request, Settled, ShardId, ShardInput, Ticket,
 };
 use tidegate_core::event::Membership;
-use tidegate_core::ids::{ConversationId, UserId};
+use tidegate_core::ids::{ConversationId, Epoch, Place, Seq, UserId};
 use tidegate_core::limits::{FRAME_BYTES_MAX, SHARD_TURN_INPUTS_MAX};
 use tidegate_core::ports::PresenceChange;
 use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::session::{Actions, Departed, Interest, Session, SessionContext};
-use tidegate_proto::v1::{CloseCode, Code};
+use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Kind, OPENING_BYTES, frame};
 use tokio::sync::Notify;
 
@@ -65,6 +65,8 @@ struct Connection {
     session: Session,
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
+    /// What passed it by because it did not keep up, and how far.
+    behind: BTreeMap<ConversationId, (Epoch, Seq)>,
     is_closing: bool,
 }
 
@@ -118,6 +120,7 @@ impl Shard {
             session: Session::default(),
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            behind: BTreeMap::new(),
             is_closing: false,
         };
         state.connections.insert(slot, connection);
@@ -151,6 +154,22 @@ impl Shard {
 }
 
 impl Connection {
+    fn flush(&mut self) {
+        while let Some(bytes) = self.outbox.front().filter(|bytes| self.wire.write(bytes)) {
+            self.outbox_bytes -= bytes.len();
+            self.outbox.pop_front();
+        }
+    }
+
+    fn tell_behind(&mut self) {
+        for (conversation, (epoch, last)) in std::mem::take(&mut self.behind) {
+            let (conversation_id, epoch, last_seq) = (conversation.to_string(), epoch.0, last.0);
+            let frame = framed(&v1::Behind { conversation_id, epoch, last_seq, ..v1::Behind::default() });
+            self.outbox_bytes += frame.len();
+            self.outbox.push_back(frame);
+        }
+    }
+
     /// Whoever is refused gets nothing that was held back for the login reply.
     fn drop_pushes(&mut self) {
         self.outbox.retain(|frame| frame[0] < Kind::Message as u8);
@@ -277,11 +296,12 @@ impl State {
 
     fn handle_input(&mut self, input: ShardInput) {
         match input {
-            ShardInput::Deliver { recipients, frame } => self.deliver(recipients, &frame.tcp()),
+            ShardInput::Deliver { recipients, place, frame } => self.deliver(recipients, place, &frame.tcp()),
+            ShardInput::PushesMissed { of } => self.tell_missed(of.as_deref()),
             ShardInput::Membership { room, user, change, frame } => {
                 let everybody = Recipients::Conversation(ConversationId::Room(room));
                 if change == Membership::Left {
-                    self.deliver(everybody, &frame.tcp());
+                    self.deliver(everybody, None, &frame.tcp());
                 }
                 for slot in self.users.get(&user).cloned().unwrap_or_default() {
                     let mut interests = Vec::new();
@@ -291,7 +311,7 @@ impl State {
                     self.follow(slot, interests);
                 }
                 if change == Membership::Joined {
-                    self.deliver(everybody, &frame.tcp());
+                    self.deliver(everybody, None, &frame.tcp());
                 }
             }
             ShardInput::Settled(settled) => settled.iter().for_each(|settled| self.settle(settled)),
@@ -357,12 +377,13 @@ impl State {
         true
     }
 
-    fn deliver(&mut self, recipients: Recipients, frame: &Bytes) {
+    fn deliver(&mut self, recipients: Recipients, place: Option<Place>, frame: &Bytes) {
         let of = |users: &BTreeMap<UserId, Vec<Slot>>, user: &UserId| users.get(user).cloned().unwrap_or_default();
         let slots = match recipients {
             Recipients::Users(one, other) => [of(&self.users, &one), of(&self.users, &other)].concat(),
             Recipients::Conversation(conversation) => {
-                self.conversations.get(&conversation).cloned().unwrap_or_default()
+                let slots = self.conversations.get(&conversation).cloned().unwrap_or_default();
+                return slots.into_iter().for_each(|slot| self.deliver_of_many(slot, conversation, place, frame));
             }
             Recipients::Session(user, session) => {
                 let mut slots = of(&self.users, &user);
@@ -370,6 +391,33 @@ impl State {
                 slots
             }
         };
+        slots.into_iter().for_each(|slot| self.enqueue(slot, frame.clone()));
+    }
+
+    /// One of many receivers that has no room goes without, and is told so later.
+    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, place: Option<Place>, frame: &Bytes) {
+        let connection = self.connections.get_mut(&slot).expect("in the index until it leaves");
+        let is_full = connection.outbox_bytes + frame.len() > OUTBOX_BYTES_MAX;
+        if is_full || connection.behind.contains_key(&conversation) {
+            self.sim.count("push passed by");
+            let last = connection.behind.entry(conversation).or_default();
+            *last = place.map_or(*last, |place| (*last).max((place.epoch, place.seq)));
+            return;
+        }
+        self.enqueue(slot, frame.clone());
+    }
+
+    /// Whoever is logged in, or about to be, is told to sync.
+    fn tell_missed(&mut self, of: Option<&[UserId]>) {
+        self.sim.count("told to sync");
+        let frame = framed(&v1::Behind { spread_ms: 100, ..v1::Behind::default() });
+        let is_meant = |user: UserId| of.is_none_or(|of| of.contains(&user));
+        let slots: Vec<Slot> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.session.user().is_some_and(is_meant))
+            .map(|(slot, _)| *slot)
+            .collect();
         slots.into_iter().for_each(|slot| self.enqueue(slot, frame.clone()));
     }
 
@@ -384,13 +432,20 @@ impl State {
             if connection.session.holds_pushes() && !connection.is_closing {
                 continue;
             }
-            while let Some(bytes) = connection.outbox.front().filter(|bytes| connection.wire.write(bytes)) {
-                connection.outbox_bytes -= bytes.len();
-                connection.outbox.pop_front();
+            connection.flush();
+            if !connection.behind.is_empty() && connection.outbox_bytes <= OUTBOX_BYTES_MAX / 2 {
+                connection.tell_behind();
+                connection.flush();
             }
             if connection.is_closing && connection.outbox.is_empty() {
                 connection.wire.close();
             }
         }
     }
+}
+
+fn framed(behind: &v1::Behind) -> Bytes {
+    let mut bytes = BytesMut::new();
+    frame::put_message(&mut bytes, Kind::Behind, 0, behind);
+    bytes.freeze()
 }

@@ -76,6 +76,8 @@ pub struct Client {
     pub conversations: Vec<ConversationId>,
     pub actions_left: u32,
     tracks: BTreeMap<ConversationId, Track>,
+    /// Questions under way.
+    syncs: BTreeMap<u16, Vec<v1::SyncFrom>>,
     /// The last sequence pushed on this connection.
     pushed: BTreeMap<String, u64>,
     outgoing: Vec<Outgoing>,
@@ -117,6 +119,7 @@ impl Client {
             conversations,
             actions_left,
             tracks: BTreeMap::new(),
+            syncs: BTreeMap::new(),
             pushed: BTreeMap::new(),
             outgoing: Vec::new(),
             next_key: 0,
@@ -139,6 +142,7 @@ impl Client {
             wire.hang_up();
             self.outgoing.iter_mut().for_each(|outgoing| outgoing.sent = None);
             self.tracks.values_mut().for_each(|track| track.asked = None);
+            self.syncs.clear();
             self.sim.sleep(self.sim.up_to_ms(1000)).await;
         }
     }
@@ -203,6 +207,7 @@ impl Client {
     // ---- logging in
 
     async fn log_in(&mut self, wire: &Wire) -> bool {
+        let positions = self.stands();
         let watch = self.conversations.iter().filter(|c| matches!(c, ConversationId::Lobby(_)));
         let login = v1::Login {
             token: format!("token of {} {}", self.name, self.token),
@@ -210,6 +215,8 @@ impl Client {
             device_class: "desktop".into(),
             client: "world".into(),
             watch: watch.map(ToString::to_string).collect(),
+            positions: positions.clone(),
+            ..v1::Login::default()
         };
         let mut bytes = BytesMut::from(&Opening::CURRENT.encode()[..]);
         frame::put_message(&mut bytes, Kind::Login, 1, &login);
@@ -218,7 +225,7 @@ impl Client {
         while self.now_ms() < deadline {
             match self.next_event(wire, Duration::from_millis(deadline - self.now_ms())).await {
                 Event::Frame(frame) if frame.kind() == Some(Kind::LoginReply) => {
-                    self.welcome(frame.decode().unwrap());
+                    self.welcome(&positions, frame.decode().unwrap());
                     return true;
                 }
                 Event::Frame(frame) if frame.kind() == Some(Kind::Error) => {
@@ -281,9 +288,11 @@ impl Client {
             Some(Kind::Message) => {
                 let message = frame.decode().unwrap();
                 self.rises(&message);
-                self.show(&message);
+                self.show(message);
             }
-            Some(Kind::HistoryReply) => self.history(correlation, frame.decode().unwrap()),
+            Some(Kind::HistoryReply) => self.history_reply(correlation, frame.decode().unwrap()),
+            Some(Kind::SyncReply) => self.sync_reply(correlation, frame),
+            Some(Kind::Behind) => self.behind(&frame.decode().unwrap()),
             Some(Kind::SendAck | Kind::ReceiptAck) => self.is_acked(correlation, frame),
             Some(Kind::Error) => self.is_refused(correlation, &frame.decode().unwrap()),
             Some(Kind::SendRejected) => {
@@ -299,7 +308,7 @@ impl Client {
 
     fn report(&mut self, began_with: Wish) {
         let mut screen = self.screen.borrow_mut();
-        let is_quiet = self.outgoing.is_empty() && self.tracks.values().all(|track| !track.is_behind);
+        let is_quiet = self.outgoing.is_empty() && self.is_in_sync();
         screen.is_finished = self.outgoing.is_empty();
         let all_checked = self.conversations.iter().all(|c| self.tracks.get(c).is_some_and(|track| track.is_checked));
         screen.is_synced = began_with == Wish::Sync && is_quiet && all_checked;

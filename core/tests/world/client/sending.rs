@@ -5,7 +5,6 @@ use tidegate_core::ids::{ClientMsgId, ConversationId, MessageId, Seq};
 use tidegate_proto::{Frame, Kind, v1};
 
 use super::{Client, PATIENCE, send};
-use crate::faults::TWO_WRITERS;
 use crate::ledger::Content;
 use crate::wire::Wire;
 
@@ -47,11 +46,6 @@ impl Client {
         let id = self.id_of(&key);
         if is_same && let Some(before) = self.ledger.contents(id).first() {
             return self.enqueue(before.conversation, key, before.body.clone());
-        }
-        let partitions = self.backends.shared.faults.partitions;
-        let first = self.ledger.contents(id).first().map(|content| content.conversation.partition(partitions));
-        if !TWO_WRITERS && first.is_some_and(|first| first != conversation.partition(partitions)) {
-            return;
         }
         self.screen.borrow_mut().contradicted.insert(id);
         self.enqueue(conversation, key, Bytes::from_static(b"something else"));
@@ -153,13 +147,9 @@ impl Client {
 
     pub(super) fn is_refused(&mut self, correlation: u16, error: &v1::Error) {
         let may_retry = (1000..2000).contains(&error.code);
-        let may_retry_history = may_retry || !self.tracks.values().any(|track| track.asked == Some(correlation));
-        if !may_retry_history {
-            self.sim.violation(format!("guarantee 8: {} was refused history: {:?}", self.name, error.code()));
-        }
         let retry_at_ms = self.now_ms() + u64::from(error.retry_after_ms).max(50);
-        if let Some(track) = self.tracks.values_mut().find(|track| track.asked == Some(correlation)) {
-            (track.asked, track.retry_at_ms) = (None, retry_at_ms);
+        if self.is_refused_an_answer(correlation, retry_at_ms) && !may_retry {
+            self.sim.violation(format!("guarantee 8: {} was refused an answer: {:?}", self.name, error.code()));
         }
         let Some(mut outgoing) = self.take(correlation) else { return };
         if may_retry {
