@@ -33,6 +33,7 @@ impl Script {
         let identity = Identity {
             user: UserId(7),
             session: SessionId(70),
+            attachment: Attachment(71),
             device: "d".into(),
             rooms: vec![RoomId(5)],
             watch: vec![],
@@ -204,6 +205,17 @@ fn a_client_that_sends_rubbish_is_answered_and_then_closed() {
     }
     script.raw(0, 99, vec![]);
     assert_eq!(script.actions.close, Some(CloseCode::TooManyErrors));
+}
+
+#[test]
+fn a_head_above_the_largest_frame_ends_the_connection() {
+    let mut script = Script::ready();
+    let payload_bytes = u32::try_from(limits::FRAME_BYTES_MAX).expect("small");
+    let head = tidegate_proto::Head { kind: Kind::Send as u8, flags: 0, correlation: 1, payload_bytes };
+    let mut bytes = Bytes::copy_from_slice(&head.encode());
+    let error = frame::next_frame(&mut bytes, limits::FRAME_BYTES_MAX).expect_err("its payload is not waited for");
+    script.session.handle_frame_error(error, &mut script.actions);
+    assert_eq!(script.actions.close, Some(CloseCode::FrameTooLarge));
 }
 
 #[test]
