@@ -448,6 +448,8 @@ impl State {
 }
 
 #[cfg(test)]
+mod seeded_tests;
+#[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
 
