@@ -185,6 +185,9 @@ class StayingInSync(WithGateway):
                 with self.assertRaises(CommandError) as refused:
                     ask(positions)
                 self.assertEqual(refused.exception.code, code)
+        with self.assertRaises(CommandError) as refused:
+            ben.sync([])
+        self.assertEqual(refused.exception.code, WIRE.CODE_BAD_PAYLOAD)
         self.assertEqual(len(ben.sync([good]).synced), 1, "the connection lives")
 
 
