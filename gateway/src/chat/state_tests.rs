@@ -264,6 +264,17 @@ fn behind_is_answered_with_one_question_after_its_wait() {
 }
 
 #[test]
+fn behind_in_a_room_never_heard_of_begins_it_there() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.asks();
+    let joined = v1::MembershipChanged { conversation_id: "r_7".into(), user_id: 1, joined: true };
+    desk.state.handle_push(desk.now, Push::MembershipChanged(joined));
+    let behind = v1::Behind { conversation_id: "r_7".into(), epoch: 1, after_seq: 9, last_seq: 11, spread_ms: 0 };
+    desk.state.handle_push(desk.now, Push::Behind(behind, Duration::ZERO));
+    assert_eq!(desk.asks(), [Ask::Sync(vec![from("r_7", 9)])]);
+}
+
+#[test]
 fn too_long_an_absence_is_paged_and_cut() {
     let mut desk = Desk::online(&[position("r_7", 9, 9, 0)], vec![]);
     desk.state.handle_lost(desk.now);

@@ -55,7 +55,7 @@ class Server:
         synced = [self.synced(question) for question in positions[: self.frame_entries]]
         places = [WIRE.Position(conversation_id=id, epoch=self.epochs[id], last_seq=len(texts))
                   for id, texts in self.stored.items() if not id.startswith("lobby_")]
-        return WIRE.LoginReply(session_id=7, resumed=resume_session_id == 7, watching=watch, synced=synced, positions=places)
+        return WIRE.LoginReply(user_id=17, session_id=7, resumed=resume_session_id == 7, watching=watch, synced=synced, positions=places)
 
     def sync(self, positions):
         if len(positions) > SYNC_POSITIONS_MAX:
@@ -165,6 +165,18 @@ class Following(unittest.TestCase):
         self.log_in()
         self.check()
         self.assertEqual(self.follower.positions(["r_7"]), [])
+
+    def test_a_room_is_followed_from_joining_to_leaving(self):
+        self.log_in()
+        self.server.say("r_7", 3)
+        changed = dict(conversation_id="r_7", user_id=17)
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=True, **changed))
+        self.check()
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=True, conversation_id="r_8", user_id=5))
+        del self.server.stored["r_7"]
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=False, **changed))
+        self.check()
+        self.assertEqual(self.follower.positions(["r_7", "r_8"]), [])
 
     def test_a_part_that_looks_whole_is_an_offence(self):
         self.server.say(LOBBY, 3)

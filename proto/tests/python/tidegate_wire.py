@@ -349,6 +349,7 @@ class Follower:
         self.device_id = device_id
         self.watch = list(watch)
         self.session_id = 0
+        self.user_id = 0
         self.shown = collections.defaultdict(list)
         self.unread = {}
         self._sleep = sleep
@@ -365,7 +366,7 @@ class Follower:
             raise WireError("another session was resumed")
         if not set(self.watch) <= set(reply.watching):
             raise WireError("a lobby is not watched")
-        self.session_id = reply.session_id
+        self.session_id, self.user_id = reply.session_id, reply.user_id
         self._due = dict.fromkeys(position.conversation_id for position in positions[len(asked) :])
         for position in reply.positions:
             self.unread[position.conversation_id] = position.unread
@@ -391,6 +392,12 @@ class Follower:
             self._take(push)
         elif kind == "KIND_BEHIND":
             self._behind(push)
+        elif kind == "KIND_MEMBERSHIP_CHANGED" and push.user_id == self.user_id:
+            if push.joined:
+                self._place(push.conversation_id)
+                self._due[push.conversation_id] = None
+            elif push.conversation_id in self._places:
+                self._forget(push.conversation_id)
         self.sync()
 
     def sync(self) -> None:

@@ -99,7 +99,12 @@ impl State {
     pub(super) fn handle_behind(&mut self, behind: &v1::Behind, at: Instant) {
         if behind.conversation_id.is_empty() {
             self.conversations.values_mut().for_each(|conversation| conversation.handle_behind(at, None));
-        } else if let Some(conversation) = self.conversations.get_mut(&behind.conversation_id) {
+        } else {
+            let conversation = self.entry(&behind.conversation_id);
+            if behind.last_seq > 0 && !conversation.is_busy() {
+                // Of a room that another device joined nothing may have been heard yet.
+                conversation.follow_from(behind.epoch, behind.after_seq);
+            }
             // Where no message is missing a membership may be: the answer says so.
             let newest = (behind.last_seq > 0).then_some((behind.epoch, behind.last_seq));
             conversation.handle_behind(at, newest);
