@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 
 from test_wire import WIRE
-from tidegate_wire import SYNC_POSITIONS_MAX, CommandError, Connection, Follower
+from tidegate_wire import SYNC_POSITIONS_MAX, CommandError, Connection, ConnectionClosed, Follower
 
 BINARY = os.environ.get("TIDEGATE_BIN", "")
 # No step takes longer, on a machine that does ten other things as well.
@@ -239,6 +239,41 @@ class Receipts(WithGateway):
             kind, push = connection.recv()
             if kind == "KIND_RECEIPT_MOVED":
                 return push
+
+
+class ConnectingAgain(WithGateway):
+    def test_a_session_goes_on_with_its_watches(self):
+        first = self.online(self.ben, watch=[LOBBY])
+        self.assertEqual((first.reply.resumed, list(first.reply.watching)), (False, [LOBBY]))
+        first.close()
+        second = self.online(self.ben, resume_session_id=first.reply.session_id)
+        self.assertEqual((second.reply.resumed, list(second.reply.watching)), (True, [LOBBY]))
+        self.assertEqual(second.reply.session_id, first.reply.session_id)
+        self.online(self.anna).send(LOBBY, "hi")
+        self.assertEqual(second.recv()[1].body, b"hi")
+
+    def test_what_cannot_go_on_is_a_new_session(self):
+        first = self.online(self.ben, watch=[LOBBY])
+        first.close()
+        session_id = first.reply.session_id
+        for user, device, asked in ((self.anna, "pc", session_id), (self.ben, "phone", session_id), (self.ben, "tv", 5)):
+            again = self.online(user, device, resume_session_id=asked)
+            self.assertFalse(again.reply.resumed)
+            self.assertNotEqual(again.reply.session_id, session_id)
+            self.assertEqual(list(again.reply.watching), [])
+
+    def test_a_device_has_one_connection(self):
+        for resumes in (False, True):
+            first = self.online(self.ben)
+            second = self.online(self.ben, resume_session_id=first.reply.session_id if resumes else 0)
+            with self.assertRaises(ConnectionClosed) as closed:
+                first.recv()
+            self.assertEqual((closed.exception.code, closed.exception.may_reconnect), (4507, False))
+            self.assertEqual(second.reply.resumed, resumes)
+            second.ping()
+            other = self.online(self.ben, "phone")
+            other.ping()
+            second.ping()
 
 
 if __name__ == "__main__":
