@@ -130,6 +130,8 @@ pub enum Ask {
         user: UserId,
         /// Where the client stands, with what it may read.
         positions: Vec<(SyncFrom, Access)>,
+        /// Whether to name the conversations that the positions do not.
+        others: Others,
     },
     /// A page of a conversation the session may read.
     History {
@@ -142,6 +144,15 @@ pub enum Ask {
         /// Whether to say how far everybody is.
         watermarks: Watermarks,
     },
+}
+
+/// Whether an answer names the user's conversations that the question did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// It does.
+    Named,
+    /// It does not.
+    LeftOut,
 }
 
 /// Whether an answer says how far everybody has received and read.

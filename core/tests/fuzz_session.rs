@@ -196,7 +196,8 @@ impl World {
             .encode_to_vec(),
             Ok(Kind::Sync) => {
                 let from = v1::SyncFrom { conversation_id, epoch: number as u32, seq: number };
-                v1::Sync { positions: vec![from; self.random.below(510) as usize] }.encode_to_vec()
+                let positions = vec![from; self.random.below(510) as usize];
+                v1::Sync { positions, others: number.is_multiple_of(2) }.encode_to_vec()
             }
             Ok(Kind::Watch) => {
                 let names = ["lobby_main", "lobby_eu", "lobby_x"];

@@ -46,8 +46,10 @@ async fn a_login_with_positions_brings_what_is_missing<B: Backend>(world: &World
     let mut writer = world.connect(&anna, "pc").await;
     write(&mut writer, &private, 1, 3).await;
     write(&mut writer, &room, 1, 2).await;
-    let epoch =
-        writer.ask::<v1::SyncReply>(Kind::Sync, &v1::Sync { positions: vec![from(&room, 0, 0)] }).await.unwrap();
+    let epoch = writer
+        .ask::<v1::SyncReply>(Kind::Sync, &v1::Sync { positions: vec![from(&room, 0, 0)], others: false })
+        .await
+        .unwrap();
     let epoch = epoch.synced[0].epoch;
 
     let positions = vec![from(&private, epoch, 1), from(&room, epoch, 2), from("r_999999", epoch, 5)];
@@ -74,20 +76,21 @@ async fn sync_answers_many_conversations_each_whole_or_not_at_all<B: Backend>(wo
         write(&mut client, room, 1, n % 4).await;
     }
     let positions: Vec<_> = rooms.iter().map(|room| from(room, 0, 0)).collect();
-    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions }).await.unwrap();
+    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions, others: false }).await.unwrap();
     for (n, (synced, room)) in (0..).zip(reply.synced.iter().zip(&rooms)) {
         assert_eq!((&synced.conversation_id, synced.outcome()), (room, SyncOutcome::Whole));
         assert_eq!(seqs(synced), (1..=n % 4).collect::<Vec<u64>>());
     }
     let epoch = reply.synced[0].epoch;
     let reload = [from(&rooms[3], epoch + 1, 3), from(&rooms[3], epoch, 4)];
-    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions: reload.to_vec() }).await.unwrap();
+    let reply: v1::SyncReply =
+        client.ask(Kind::Sync, &v1::Sync { positions: reload.to_vec(), others: false }).await.unwrap();
     for synced in &reply.synced {
         assert_eq!((synced.outcome(), synced.messages.len(), synced.last_seq), (SyncOutcome::Reload, 0, 3));
     }
     let none = client.ask::<v1::SyncReply>(Kind::Sync, &v1::Sync::default()).await;
     assert_eq!(none.unwrap_err(), Code::BadPayload);
-    let wrong = v1::Sync { positions: vec![from("nonsense", 0, 0)] };
+    let wrong = v1::Sync { positions: vec![from("nonsense", 0, 0)], others: false };
     assert_eq!(client.ask::<v1::SyncReply>(Kind::Sync, &wrong).await.unwrap_err(), Code::BadConversation);
 }
 
@@ -216,7 +219,7 @@ async fn a_slow_lobby_reader_goes_without_is_told_from_where_and_gets_the_rest_b
     assert_eq!((behind.conversation_id.as_str(), behind.after_seq, behind.last_seq), ("lobby_main", last, TOO_MANY));
     assert!(last < TOO_MANY);
     // A frame of 16 KiB bodies holds three; the gap is longer, so the client is sent to History.
-    let sync = v1::Sync { positions: vec![from("lobby_main", behind.epoch, last)] };
+    let sync = v1::Sync { positions: vec![from("lobby_main", behind.epoch, last)], others: false };
     let reply: v1::SyncReply = slow.ask(Kind::Sync, &sync).await.unwrap();
     assert_eq!((reply.synced[0].outcome(), reply.synced[0].last_seq), (SyncOutcome::Reload, TOO_MANY));
     while last < TOO_MANY {

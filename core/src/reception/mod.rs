@@ -6,6 +6,7 @@
 
 mod sync;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +17,9 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::delivery::{Access, Ask, Identity, Mailboxes, Request, ShardId, ShardInput, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{
+    Access, Ask, Identity, Mailboxes, Others, Request, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
+};
 use crate::event::PushEvent;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
 use crate::limits;
@@ -130,8 +133,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
                 outcome
             }
-            Ask::Sync { user, positions } => {
-                let reply = self.sync(ticket, user, &positions).await;
+            Ask::Sync { user, positions, others } => {
+                let reply = self.sync(ticket, user, &positions, others).await;
                 reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
             }
             Ask::History { conversation, page, size, watermarks } => {
@@ -225,13 +228,6 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         if summary.unread.is_none() {
             self.seed_unread(user.id, &standings).await?;
         }
-        let position = |standing: &Standing| v1::Position {
-            conversation_id: standing.conversation.to_string(),
-            epoch: standing.epoch.0,
-            last_seq: standing.last.0,
-            read_seq: standing.read.0,
-            unread: standing.unread,
-        };
         let greeting = &self.greeting;
         let mut reply = v1::LoginReply {
             user_id: user.id.0,
@@ -269,11 +265,28 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         if is_granted { Access::Granted } else { Access::Denied }
     }
 
-    async fn sync(&self, ticket: Ticket, user: UserId, positions: &[(SyncFrom, Access)]) -> Result<Bytes, Refusal> {
-        let room = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
-        let synced = sync::synced(self.backend.archive(), user, positions, room, room).await?;
+    async fn sync(
+        &self,
+        ticket: Ticket,
+        user: UserId,
+        positions: &[(SyncFrom, Access)],
+        others: Others,
+    ) -> Result<Bytes, Refusal> {
+        let archive = self.backend.archive();
+        let frame_bytes = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
+        let mut reply = v1::SyncReply::default();
+        if others == Others::Named {
+            let named: BTreeSet<_> = positions.iter().map(|(from, _)| from.conversation).collect();
+            let standings = archive.standings(user, limits::POSITIONS_MAX).await?;
+            let others = standings.iter().filter(|standing| !named.contains(&standing.conversation));
+            reply.others = first_that_fit(others.map(position), frame_bytes / 2);
+        }
+        if !positions.is_empty() {
+            let room = frame_bytes.saturating_sub(reply.encoded_len());
+            reply.synced = sync::synced(archive, user, positions, room, room).await?;
+        }
         let mut out = BytesMut::new();
-        frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &v1::SyncReply { synced });
+        frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &reply);
         Ok(out.freeze())
     }
 
@@ -337,6 +350,16 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::HistoryReply, ticket.correlation, &reply);
         Ok(out.freeze())
+    }
+}
+
+fn position(standing: &Standing) -> v1::Position {
+    v1::Position {
+        conversation_id: standing.conversation.to_string(),
+        epoch: standing.epoch.0,
+        last_seq: standing.last.0,
+        read_seq: standing.read.0,
+        unread: standing.unread,
     }
 }
 

@@ -6,7 +6,7 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Access, Ask, Request, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{Accepting, Access, Ask, Others, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
 use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq, SessionId};
 use crate::limits;
@@ -162,16 +162,17 @@ impl Member {
         context: &SessionContext,
     ) -> Result<(), Refusal> {
         let sync = v1::Sync::decode(payload).map_err(|_| BAD_PAYLOAD)?;
-        if sync.positions.is_empty() {
-            return Err(Refusal::new(Code::BadPayload, "Sync names at least one position"));
+        if sync.positions.is_empty() && !sync.others {
+            return Err(Refusal::new(Code::BadPayload, "Sync asks for nothing"));
         }
+        let others = if sync.others { Others::Named } else { Others::LeftOut };
         let with_access = |from: SyncFrom| {
             let access = if self.may_use(from.conversation, context) { Access::Granted } else { Access::Denied };
             (from, access)
         };
         let positions = positions(&sync.positions)?.into_iter().map(with_access).collect();
         self.in_flight += 1;
-        actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions } });
+        actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions, others } });
         Ok(())
     }
 

@@ -165,6 +165,20 @@ class StayingInSync(WithGateway):
             self.assertFalse(reload.messages)
         self.assertEqual(list(ben.sync(stands).synced), list(ben.reply.synced), "the command says the same")
 
+    def test_a_sync_names_what_its_positions_do_not(self):
+        room = self.gateway.call("POST", "rooms", self.anna["token"], {"name": "den"})
+        anna = self.online(self.anna)
+        for n in range(3):
+            anna.send(self.private, f"{n}")
+        ben = self.online(self.ben)
+        reply = ben.sync([WIRE.SyncFrom(conversation_id=LOBBY)], others=True)
+        self.assertEqual([answer.conversation_id for answer in reply.synced], [LOBBY])
+        self.assertEqual([(p.conversation_id, p.last_seq, p.unread) for p in reply.others], [(self.private, 3, 3)])
+        self.assertFalse(ben.sync([WIRE.SyncFrom(conversation_id=self.private)], others=True).others)
+        self.assertFalse(ben.sync([WIRE.SyncFrom(conversation_id=LOBBY)]).others)
+        others = anna.sync([], others=True).others
+        self.assertEqual({p.conversation_id for p in others}, {self.private, room["conversation_id"]})
+
     def test_many_positions_are_answered_part_by_part(self):
         anna = self.online(self.anna)
         for _ in range(200):

@@ -83,6 +83,13 @@ impl World {
         v1::Position { conversation_id: place.to_owned(), epoch: 1, last_seq, read_seq, unread }
     }
 
+    /// The user's conversations that positions speak of.
+    fn places(&self) -> Vec<&'static str> {
+        let has_position =
+            |place: &&str| place.starts_with("r_") || place.starts_with("p_") && !self.stored[*place].is_empty();
+        PLACES.into_iter().filter(has_position).collect()
+    }
+
     fn after(&self, place: &str, seq: u64) -> Vec<v1::Message> {
         self.stored[place].iter().filter(|message| message.seq > seq).cloned().collect()
     }
@@ -109,12 +116,11 @@ impl World {
     fn log_in(&mut self) {
         let standing = self.state.standing();
         let synced = self.synced(&standing.positions, 0);
-        let known = |place: &&&str| **place != HOME && (place.starts_with("r_") || !self.stored[**place].is_empty());
         let login = v1::LoginReply {
             user_id: ME,
             session_id: 9,
             max_body_bytes: 100,
-            positions: PLACES.iter().filter(known).map(|place| self.position(place)).collect(),
+            positions: self.places().into_iter().map(|place| self.position(place)).collect(),
             watching: standing.watch,
             synced,
             ..Default::default()
@@ -145,17 +151,21 @@ impl World {
         if !self.online {
             return;
         }
-        // A private message is never left out of a connection that lives.
-        let is_left_out = self.behind.contains_key(place) || (!place.starts_with("p_") && self.chance.one_in(6));
-        if is_left_out {
+        if self.behind.contains_key(place) || self.chance.one_in(6) {
             self.behind.entry(place).or_insert(seq - 1);
         } else {
             self.state.handle_push(self.now, Push::Message(message));
         }
     }
 
-    /// The outbox has drained: what was left out is said, and pushes go on.
+    /// What was left out is said, and pushes go on.
     fn tell_behind(&mut self) {
+        // A private message is never left out alone: the whole gateway has missed something.
+        if self.behind.keys().any(|place| place.starts_with("p_")) {
+            self.behind.clear();
+            let wait = Duration::from_millis(self.chance.next() % 1000);
+            return self.state.handle_push(self.now, Push::Behind(v1::Behind::default(), wait));
+        }
         for (place, after_seq) in std::mem::take(&mut self.behind) {
             let last_seq = self.stored[place].len() as u64;
             let conversation_id = place.to_owned();
@@ -185,10 +195,15 @@ impl World {
         let ask = self.asked.swap_remove(self.chance.below(self.asked.len()));
         let answer = match &ask {
             Ask::Sync(asked) if self.chance.one_in(8) => {
-                assert!(!asked.is_empty());
+                assert!(!asked.positions.is_empty() || asked.others);
                 Answer::Refused(v1::Error { code: Code::Overloaded.into(), ..Default::default() })
             }
-            Ask::Sync(asked) => Answer::Synced(v1::SyncReply { synced: self.synced(asked, 1) }),
+            Ask::Sync(asked) => {
+                let is_named = |place: &str| asked.positions.iter().any(|from| from.conversation_id == place);
+                let others = self.places().into_iter().filter(|place| asked.others && !is_named(place));
+                let others = others.map(|place| self.position(place)).collect();
+                Answer::Synced(v1::SyncReply { synced: self.synced(&asked.positions, 1), others })
+            }
             Ask::History { conversation, range } => Answer::History(self.page(conversation, *range)),
             Ask::Receipt { conversation, read, .. } => {
                 let known = self.read.entry(conversation.clone()).or_default();
