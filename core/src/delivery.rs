@@ -149,11 +149,15 @@ pub enum Ask {
 /// Whether an answer names the user's conversations that the question did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// It does.
-    Named,
+    /// It does, and the session's rooms are looked up anew: what told of a change may have been lost as well.
+    Named(RoomsLookUp),
     /// It does not.
     LeftOut,
 }
+
+/// A session's number for a look-up of its rooms, so that an answer that is older than what it knows is told from the latest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoomsLookUp(pub u16);
 
 /// Whether an answer says how far everybody has received and read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +292,17 @@ pub enum ShardInput {
         /// Says whether the connection was still there.
         bound: oneshot::Sender<bool>,
     },
+    /// The rooms a session's user is a member of: it gets their pushes from here on.
+    Rooms {
+        /// The connection.
+        connection: ConnectionKey,
+        /// Which look-up this answers; the login's is the first.
+        look_up: RoomsLookUp,
+        /// Ascending.
+        rooms: Vec<RoomId>,
+        /// Told when it is so. Dropped if the connection is gone.
+        known: oneshot::Sender<()>,
+    },
     /// The login succeeded: the reply goes out first, then what was held back.
     Welcome {
         /// Who waits.
@@ -337,8 +352,6 @@ pub struct Identity {
     pub attachment: Attachment,
     /// The device.
     pub device: String,
-    /// Rooms it is a member of, ascending.
-    pub rooms: Vec<RoomId>,
     /// Lobbies to watch from the start.
     pub watch: Vec<LobbyName>,
 }
@@ -349,7 +362,8 @@ impl Weigh for ShardInput {
         FLAT + match self {
             Self::Deliver { frame, .. } | Self::Membership { frame, .. } => frame.len(),
             Self::Settled(settled) => settled.len() * size_of::<Settled>(),
-            Self::Bind { identity, .. } => identity.rooms.len() * size_of::<RoomId>(),
+            Self::Bind { identity, .. } => identity.device.len(),
+            Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
             Self::Refused { .. } | Self::Replaced { .. } | Self::RenewPresence | Self::Drain => 0,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, Settled, ShardId, Ticket};
+use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, Settled, ShardId, Ticket, RoomsLookUp};
 use tidegate_core::event::{IngestEvent, Membership};
 use tidegate_core::ids::{Attachment, ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
 use tidegate_core::session::{Actions, Interest, Session, SessionContext};
@@ -238,11 +238,11 @@ impl World {
                     session: SessionId(1),
                     attachment: Attachment(1),
                     device: "d".into(),
-                    rooms: rooms.clone(),
                     watch: self.context.lobbies[..self.random.below(3) as usize].to_vec(),
                 };
                 let mut interests = Vec::new();
                 if self.session.handle_bind(&identity, &mut interests) {
+                    self.session.handle_rooms(RoomsLookUp(0), &rooms, &mut interests);
                     self.rooms = rooms.into_iter().collect();
                 }
                 self.apply(&interests);

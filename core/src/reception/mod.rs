@@ -18,10 +18,10 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::delivery::{
-    Access, Ask, Identity, Mailboxes, Others, Request, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
+    Access, Ask, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
 };
 use crate::event::PushEvent;
-use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
+use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, RoomId, Seq, SessionId, UserId};
 use crate::limits;
 use crate::meter;
 use crate::ports::{
@@ -134,8 +134,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
                 outcome
             }
             Ask::Sync { user, positions, others } => {
-                let reply = self.sync(ticket, user, &positions, others).await;
-                reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
+                let reply = self.sync(ticket, user, positions, others).await;
+                reply.map(|reply| reply.map(|reply| ShardInput::Answer { ticket, reply }))
             }
             Ask::History { conversation, page, size, watermarks } => {
                 let reply = self.history(ticket, conversation, page, size, watermarks).await;
@@ -160,7 +160,6 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         };
         // A token may outlive its user, or come from a system that knows other users.
         let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
-        let rooms = sorted(archive.rooms_of(user.id).await?);
         let Wish { device, mut watch, positions, resume } = wish;
         let kept = if resume == SessionId(0) { None } else { hot.resume(user.id, &device, resume).await? };
         let (session, resumed) = match kept {
@@ -175,7 +174,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             None => (SessionId((self.random)().max(1)), Resumed::No),
         };
         let attachment = Attachment((self.random)());
-        let identity = Identity { user: user.id, session, attachment, device, rooms, watch };
+        let identity = Identity { user: user.id, session, attachment, device, watch };
 
         let (bound, is_bound) = oneshot::channel();
         let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };
@@ -183,6 +182,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         if !matches!(is_bound.await, Ok(true)) {
             return Ok(None);
         }
+        // Behind the binding, so that a change of membership reaches the session either way.
+        let Some(rooms) = self.find_rooms(ticket, user.id, RoomsLookUp::default()).await? else { return Ok(None) };
         let here = PresenceChange::Here(Hold {
             user: user.id,
             device: identity.device.clone(),
@@ -193,8 +194,23 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         if let Some(PresenceOutcome::TakenFrom { gateway, attachment }) = hot.change_presence(&[here]).await?.pop() {
             self.replace(user.id, gateway, attachment).await;
         }
+        let positions = self.with_access(user.id, &rooms, positions);
         let reply = self.login_reply(ticket, &user, &identity, resumed, &positions).await?;
         Ok(Some(ShardInput::Welcome { ticket, reply, identity }))
+    }
+
+    /// Tells a session the rooms its user is in, and returns them, ascending. `None` if the connection is gone.
+    async fn find_rooms(
+        &self,
+        ticket: Ticket,
+        user: UserId,
+        look_up: RoomsLookUp,
+    ) -> Result<Option<Vec<RoomId>>, Refusal> {
+        let rooms = sorted(self.backend.archive().rooms_of(user).await?);
+        let (known, is_known) = oneshot::channel();
+        let input = ShardInput::Rooms { connection: ticket.connection, look_up, rooms: rooms.clone(), known };
+        self.mailboxes.post(ticket.connection.shard, vec![input]).await;
+        Ok(is_known.await.is_ok().then_some(rooms))
     }
 
     /// Ends the connection that had the device. If nobody hears this, its own renewal of presence will tell.
@@ -219,7 +235,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         user: &User,
         identity: &Identity,
         resumed: Resumed,
-        positions: &[SyncFrom],
+        positions: &[(SyncFrom, Access)],
     ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
         // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
@@ -247,8 +263,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         let room = |reply: &v1::LoginReply| frame_bytes.saturating_sub(reply.encoded_len());
         reply.positions = first_that_fit(standings.iter().map(position), room(&reply) / 2);
         if !positions.is_empty() {
-            let positions: Vec<_> = positions.iter().map(|from| (*from, self.access(identity, from))).collect();
-            reply.synced = sync::synced(archive, user.id, &positions, room(&reply), frame_bytes).await?;
+            reply.synced = sync::synced(archive, user.id, positions, room(&reply), frame_bytes).await?;
         }
         reply.recent = newest_that_fit(&summary.inbox, room(&reply));
         let mut out = BytesMut::new();
@@ -256,26 +271,37 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         Ok(out.freeze())
     }
 
-    fn access(&self, identity: &Identity, from: &SyncFrom) -> Access {
-        let is_granted = match from.conversation {
-            ConversationId::Private { low, high } => identity.user == low || identity.user == high,
-            ConversationId::Room(room) => identity.rooms.binary_search(&room).is_ok(),
-            ConversationId::Lobby(lobby) => self.greeting.lobbies.contains(&lobby),
+    /// What a user in these rooms may read of the positions.
+    fn with_access(
+        &self,
+        user: UserId,
+        rooms: &[RoomId],
+        positions: impl IntoIterator<Item = SyncFrom>,
+    ) -> Vec<(SyncFrom, Access)> {
+        let access = |from: SyncFrom| {
+            let is_granted = match from.conversation {
+                ConversationId::Private { low, high } => user == low || user == high,
+                ConversationId::Room(room) => rooms.binary_search(&room).is_ok(),
+                ConversationId::Lobby(lobby) => self.greeting.lobbies.contains(&lobby),
+            };
+            (from, if is_granted { Access::Granted } else { Access::Denied })
         };
-        if is_granted { Access::Granted } else { Access::Denied }
+        positions.into_iter().map(access).collect()
     }
 
     async fn sync(
         &self,
         ticket: Ticket,
         user: UserId,
-        positions: &[(SyncFrom, Access)],
+        mut positions: Vec<(SyncFrom, Access)>,
         others: Others,
-    ) -> Result<Bytes, Refusal> {
+    ) -> Result<Option<Bytes>, Refusal> {
         let archive = self.backend.archive();
         let frame_bytes = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
         let mut reply = v1::SyncReply::default();
-        if others == Others::Named {
+        if let Others::Named(look_up) = others {
+            let Some(rooms) = self.find_rooms(ticket, user, look_up).await? else { return Ok(None) };
+            positions = self.with_access(user, &rooms, positions.into_iter().map(|(from, _)| from));
             let named: BTreeSet<_> = positions.iter().map(|(from, _)| from.conversation).collect();
             let standings = archive.standings(user, limits::POSITIONS_MAX).await?;
             let others = standings.iter().filter(|standing| !named.contains(&standing.conversation));
@@ -283,11 +309,11 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         }
         if !positions.is_empty() {
             let room = frame_bytes.saturating_sub(reply.encoded_len());
-            reply.synced = sync::synced(archive, user, positions, room, room).await?;
+            reply.synced = sync::synced(archive, user, &positions, room, room).await?;
         }
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &reply);
-        Ok(out.freeze())
+        Ok(Some(out.freeze()))
     }
 
     async fn seed_unread(&self, user: UserId, standings: &[Standing]) -> Result<(), Refusal> {

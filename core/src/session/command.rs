@@ -165,12 +165,12 @@ impl Member {
         if sync.positions.is_empty() && !sync.others {
             return Err(Refusal::new(Code::BadPayload, "Sync asks for nothing"));
         }
-        let others = if sync.others { Others::Named } else { Others::LeftOut };
         let with_access = |from: SyncFrom| {
             let access = if self.may_use(from.conversation, context) { Access::Granted } else { Access::Denied };
             (from, access)
         };
         let positions = positions(&sync.positions)?.into_iter().map(with_access).collect();
+        let others = if sync.others { Others::Named(self.begin_look_up()) } else { Others::LeftOut };
         self.in_flight += 1;
         actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions, others } });
         Ok(())

@@ -332,6 +332,14 @@ impl State {
                 }
                 let _ = bound.send(is_bound);
             }
+            ShardInput::Rooms { connection: key, look_up, rooms, known } => {
+                let mut interests = Vec::new();
+                if let Some(connection) = self.of_key(key) {
+                    connection.session.handle_rooms(look_up, &rooms, &mut interests);
+                    self.follow(key.slot, interests);
+                    let _ = known.send(());
+                }
+            }
             ShardInput::Welcome { ticket, reply, identity } => {
                 if !self.welcome(ticket, &reply) {
                     let (user, device, attachment) = (identity.user, identity.device, identity.attachment);

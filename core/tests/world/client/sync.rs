@@ -202,7 +202,7 @@ impl Client {
             *correlation = correlation.wrapping_add(1).max(2);
             let positions: Vec<_> = behind.iter().map(|conversation| self.stand(*conversation)).collect();
             self.is_asked(&behind, *correlation);
-            send(wire, Kind::Sync, *correlation, &v1::Sync { positions: positions.clone() });
+            send(wire, Kind::Sync, *correlation, &v1::Sync { positions: positions.clone(), others: true });
             self.syncs.insert(*correlation, positions);
         }
         for conversation in loading {

@@ -43,6 +43,15 @@ impl State {
                     }
                     let _ = bound.send(is_bound);
                 }
+                ShardInput::Rooms { connection: key, look_up, rooms, known } => {
+                    let mut interests = Vec::new();
+                    if let Some(connection) = self.of_key(key).filter(|connection| connection.phase == Phase::Open) {
+                        connection.session.handle_rooms(look_up, &rooms, &mut interests);
+                        self.apply_interests(key.slot, &mut interests);
+                        // The reception may have given up.
+                        let _ = known.send(());
+                    }
+                }
                 ShardInput::Welcome { ticket, reply, identity } => {
                     if !self.welcome(ticket, &reply) {
                         let (user, attachment) = (identity.user, identity.attachment);
