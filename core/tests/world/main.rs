@@ -43,6 +43,7 @@ const EVENTS: &[&str] = &[
     "call hung",
     "confirm lost",
     "conflict",
+    "consumer cut off",
     "gap seen",
     "gateway died",
     "hot store lost",
@@ -52,7 +53,11 @@ const EVENTS: &[&str] = &[
     "push late",
     "push lost",
     "pushes reordered",
+    "push passed by",
     "slow consumer cut",
+    "synced",
+    "told to reload",
+    "told to sync",
 ];
 
 /// Lines of a failed world's trace that are printed.
