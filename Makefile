@@ -4,7 +4,7 @@ SERVICES := gateway/deploy/services
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat test services services-stop run-services clean-services loadtest bench mutants lint fmt
+.PHONY: help run chat test services services-stop run-services clean-services loadtest chaos bench mutants lint fmt
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,11 @@ clean-services: ## Stop the kept services and delete their data
 loadtest: ## Load a gateway of its own and judge the outcome; ARGS="--help" tells what it can do
 	@cargo build --release --package tidegate --bin tidegate
 	@cargo run --release --package tidegate-loadtest -- run --start-gateway --gateway-bin $(TARGET)/release/tidegate $(ARGS)
+
+chaos: ## Break gateways and services under traffic for five minutes and judge the outcome; ARGS="--seed 7" varies it
+	@$(SERVICES) install
+	@cargo build --release --package tidegate --bin tidegate
+	@cargo run --release --package tidegate-loadtest -- chaos --duration 5m --gateways 3 --overlap --gateway-bin $(TARGET)/release/tidegate $(ARGS)
 
 bench: ## Run the micro-benchmarks; ARGS="-- codec" picks some
 	@cargo bench --package tidegate-benches $(ARGS)

@@ -12,7 +12,9 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::event::{IngestEvent, Membership};
-use crate::ids::{ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId};
+use crate::ids::{
+    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId,
+};
 use crate::queue::Weigh;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
@@ -119,6 +121,8 @@ pub enum Ask {
         watch: Vec<LobbyName>,
         /// Where the client stands.
         positions: Vec<SyncFrom>,
+        /// The session to go on with; zero if none.
+        resume: SessionId,
     },
     /// What is missing in these conversations?
     Sync {
@@ -298,6 +302,15 @@ pub enum ShardInput {
         /// The frame.
         reply: Bytes,
     },
+    /// Another connection has taken the device over: this one is told and closed.
+    Replaced {
+        /// The user.
+        user: UserId,
+        /// The connection.
+        attachment: Attachment,
+    },
+    /// Every session here is to be told to the hot store as still present.
+    RenewPresence,
     /// The process is ending: tell every connection and close it.
     Drain,
 }
@@ -309,6 +322,8 @@ pub struct Identity {
     pub user: UserId,
     /// The session.
     pub session: SessionId,
+    /// This connection's hold on it.
+    pub attachment: Attachment,
     /// The device.
     pub device: String,
     /// Rooms it is a member of, ascending.
@@ -326,7 +341,7 @@ impl Weigh for ShardInput {
             Self::Bind { identity, .. } => identity.rooms.len() * size_of::<RoomId>(),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
-            Self::Refused { .. } | Self::Drain => 0,
+            Self::Refused { .. } | Self::Replaced { .. } | Self::RenewPresence | Self::Drain => 0,
         }
     }
 }

@@ -22,7 +22,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, Settled, ShardId, Ticket};
 use tidegate_core::event::{IngestEvent, Membership};
-use tidegate_core::ids::{ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
+use tidegate_core::ids::{Attachment, ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
 use tidegate_core::session::{Actions, Interest, Session, SessionContext};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, Head, Kind, Opening, frame};
@@ -235,6 +235,7 @@ impl World {
                 let identity = Identity {
                     user: USER,
                     session: SessionId(1),
+                    attachment: Attachment(1),
                     device: "d".into(),
                     rooms: rooms.clone(),
                     watch: self.context.lobbies[..self.random.below(3) as usize].to_vec(),

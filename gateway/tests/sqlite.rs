@@ -79,6 +79,66 @@ async fn what_was_persisted_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_older_copy_in_its_place_begins_a_new_epoch() {
+    let place = Place::new();
+    let (backup, own) = (place.0.join("backup.db"), ConversationId::Room(RoomId(2)));
+    let archive = place.open().expect("a new archive");
+    archive.persist(&batch(messages(ROOM, 1..=3, ANN))).await.expect("persisted");
+    let own_epoch = archive.begin_epoch(&[(own, archive.epoch())]).await.expect("an epoch")[0];
+    archive.close().await;
+    std::fs::copy(place.file(), &backup).expect("copied");
+    let ends = async |archive: &SqliteArchive| archive.ends(&[ROOM, own]).await.expect("ends");
+
+    let archive = place.open().expect("the same archive");
+    let first = archive.epoch();
+    assert_eq!(ends(&archive).await[1].epoch, own_epoch);
+    archive.persist(&batch(messages(ROOM, 4..=5, ANN))).await.expect("persisted");
+    archive.close().await;
+    let archive = place.open().expect("the same archive");
+    assert_eq!(archive.epoch(), first, "it is where it was");
+    archive.close().await;
+
+    std::fs::copy(&backup, place.file()).expect("copied");
+    let archive = place.open().expect("the older copy");
+    assert_eq!(ends(&archive).await[0].last, Seq(3));
+    let second = archive.epoch();
+    assert!(second > first && second > own_epoch, "{second:?} after {first:?} and {own_epoch:?}");
+    assert!(ends(&archive).await.iter().all(|end| end.epoch == second), "everywhere, whatever epochs there were");
+    archive.persist(&batch(messages(ROOM, 4..=4, ANN))).await.expect("persisted");
+    archive.close().await;
+    let archive = place.open().expect("the same archive");
+    assert_eq!(archive.epoch(), second, "once is enough");
+    archive.close().await;
+
+    // The same copy again, though it knows nothing of the second epoch; and no archive at all.
+    std::fs::copy(&backup, place.file()).expect("copied");
+    let archive = place.open().expect("the older copy");
+    let third = archive.epoch();
+    assert!(third > second);
+    archive.close().await;
+    std::fs::remove_file(place.file()).expect("removed");
+    assert!(place.open().expect("a new archive").epoch() > third);
+}
+
+/// A gateway that is killed writes no last mark, and the mark it wrote is not ahead of what it committed.
+#[tokio::test]
+async fn the_mark_follows_commits_without_an_orderly_end() {
+    let place = Place::new();
+    let archive = place.open().expect("a new archive");
+    let epoch = archive.epoch();
+    let mark = || std::fs::read_to_string(place.0.join("archive.db.lock")).expect("the lock file");
+    for last in [5_u64, 9] {
+        archive.persist(&batch(messages(ROOM, 1..=last, ANN))).await.expect("persisted");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while mark() != format!("{:010} {last:020}\n", epoch.0) {
+            assert!(std::time::Instant::now() < deadline, "the mark is {:?}", mark());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+    archive.close().await;
+}
+
+#[tokio::test]
 async fn a_second_gateway_is_kept_out() {
     let place = Place::new();
     let first = place.open().expect("a new archive");

@@ -19,6 +19,8 @@ on_every_backend!(
     sync_answers_many_conversations_each_whole_or_not_at_all,
     a_live_client_learns_that_the_last_push_was_lost,
     who_reads_up_to_where_is_seen_in_history,
+    a_session_goes_on_with_its_watches,
+    a_device_has_one_connection,
 );
 
 fn from(conversation: &str, epoch: u32, seq: u64) -> v1::SyncFrom {
@@ -124,6 +126,46 @@ async fn who_reads_up_to_where_is_seen_in_history<B: Backend>(world: &World<B>) 
     assert_eq!(marks, [(ben.id.0, 3, 2)]);
     let page: v1::HistoryReply = writer.ask(Kind::History, &history(false)).await.unwrap();
     assert!(page.watermarks.is_empty());
+}
+
+async fn a_session_goes_on_with_its_watches<B: Backend>(world: &World<B>) {
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut client = Client::open(world.address).await;
+    let first = client.login(&anna, "phone", &[]).await;
+    assert!(!first.resumed && first.watching.is_empty());
+    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![] };
+    let _: v1::WatchReply = client.ask(Kind::Watch, &watch).await.unwrap();
+    // The record follows the reply, as it does behind a connection that breaks at once.
+    let session = tidegate_core::ids::SessionId(first.session_id);
+    eventually("the hot store knows what is watched", async || {
+        let kept = world.backend.hot().resume(anna.id, "phone", session).await.unwrap();
+        kept.is_some_and(|watching| watching.len() == 1).then_some(())
+    })
+    .await;
+    drop(client);
+    let resume = |session_id| v1::Login { resume_session_id: session_id, ..Default::default() };
+
+    let mut stranger = Client::open(world.address).await;
+    let reply = stranger.login_with(&ben, "phone", resume(first.session_id)).await;
+    assert!(!reply.resumed && reply.watching.is_empty(), "another user's session is none");
+
+    let mut client = Client::open(world.address).await;
+    let again = client.login_with(&anna, "phone", resume(first.session_id)).await;
+    assert!(again.resumed);
+    assert_eq!((again.session_id, again.watching), (first.session_id, vec!["lobby_main".to_owned()]));
+    stranger.send("lobby_main", "k", "still there?").await.unwrap();
+    assert_eq!(&client.message().await.body[..], b"still there?");
+}
+
+async fn a_device_has_one_connection<B: Backend>(world: &World<B>) {
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut first = world.connect(&anna, "phone").await;
+    let mut other_device = world.connect(&anna, "pc").await;
+    let mut second = world.connect(&anna, "phone").await;
+    assert_eq!(first.close().await, CloseCode::Replaced);
+    let mut sender = world.connect(&ben, "pc").await;
+    sender.send(&anna.with(&ben), "k", "which of you?").await.unwrap();
+    assert_eq!((second.message().await.seq, other_device.message().await.seq), (1, 1));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test may panic"))]
 
+mod chaos;
 mod clock;
 mod connection;
 mod finding;
@@ -58,11 +59,19 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> anyhow::Result<Verdict> {
+    if let Command::Chaos { options } = command {
+        check_file_limit(2 * u64::from(options.users))?;
+        stop_on_signals()?;
+        let report = Report::new(vec![ScenarioResult::Chaos(Box::new(chaos::run(options, &STOP)?))]);
+        report.publish(options.json.as_deref())?;
+        return Ok(report.verdict);
+    }
     let (common, connections) = match command {
         Command::Private { common, pairs, .. } => (common, 2 * u64::from(*pairs)),
         Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
         Command::Idle { common, connections, .. } => (common, u64::from(*connections)),
         Command::Run { common } => (common, 200),
+        Command::Chaos { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
     stop_on_signals()?;
@@ -91,8 +100,8 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
     let traffic = |result| ScenarioResult::Traffic(Box::new(result));
     Ok(match command {
         Command::Private { pairs, load, .. } => vec![traffic(scenario::private::run(stage, *pairs, load)?)],
-        Command::Room { rooms, members, load, .. } => {
-            vec![traffic(scenario::room::run(stage, *rooms, *members, load)?)]
+        Command::Room { rooms, members, stuck_percent, load, .. } => {
+            vec![traffic(scenario::room::run(stage, *rooms, *members, *stuck_percent, load)?)]
         }
         Command::Idle { connections, devices_per_user, duration, .. } => {
             vec![ScenarioResult::Idle(scenario::idle::run(stage, *connections, *devices_per_user, *duration)?)]
@@ -108,10 +117,11 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             let mut results = vec![traffic(scenario::private::run(stage, 25, &load)?)];
             if !STOP.load(Ordering::Relaxed) {
                 // Fifteen messages a second in each room: below the rate at which a conversation counts as a storm.
-                results.push(traffic(scenario::room::run(stage, 8, 20, &LoadOptions { rate: 120, ..load })?));
+                results.push(traffic(scenario::room::run(stage, 8, 20, 0, &LoadOptions { rate: 120, ..load })?));
             }
             results
         }
+        Command::Chaos { .. } => unreachable!("it has no gateway that runs already"),
     })
 }
 

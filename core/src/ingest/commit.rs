@@ -19,7 +19,7 @@ use crate::retry::until_done;
 
 /// Times one turn is committed against the resistance of another engine. Once is enough if that one is done; if it goes on,
 /// one of the two has lost the partition and will learn so from its consumer.
-const COMMITS_MAX: u32 = 3;
+pub(super) const COMMITS_MAX: u32 = 3;
 
 /// Where the conversations of a turn end.
 pub(super) type Ends = FxHashMap<ConversationId, End>;
@@ -107,13 +107,12 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         }
         let mut ends = Ends::default();
         let (mut unknown, mut asked) = (Vec::new(), FxHashSet::default());
-        let stored = known.iter().map(|known| (known.stored.conversation, known.stored.seq));
-        for (conversation, at_least) in stored.chain(fresh.iter().map(|message| (message.conversation, Seq(0)))) {
+        let stored = known.iter().map(|known| known.stored.conversation);
+        for conversation in stored.chain(fresh.iter().map(|message| message.conversation)) {
             match self.floors.get(&conversation) {
-                // A message above the floor is from another engine.
-                Some(end) if end.last >= at_least => drop(ends.insert(conversation, *end)),
-                _ if asked.insert(conversation) => unknown.push(conversation),
-                _ => {}
+                Some(end) => drop(ends.insert(conversation, *end)),
+                None if asked.insert(conversation) => unknown.push(conversation),
+                None => {}
             }
         }
         if !unknown.is_empty() {

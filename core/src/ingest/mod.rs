@@ -7,6 +7,10 @@
 
 mod commit;
 pub mod members;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::sync::Arc;
@@ -277,6 +281,12 @@ impl<'a> Outgoing<'a> {
     }
 
     fn push_to_gateways_of(&mut self, users: [UserId; 2], event: &PushEvent) {
+        let is_uncertain = |user| self.audience.presence.get(user).is_some_and(|presence| presence.uncertain);
+        if users.iter().any(is_uncertain) {
+            // Whoever holds them will find out.
+            self.to_all.push(event.clone());
+            return;
+        }
         let gateways = users.iter().filter_map(|user| self.audience.presence.get(user)).flat_map(|p| &p.gateways);
         let mut told: smallvec::SmallVec<[&GatewayId; 4]> = smallvec::SmallVec::new();
         for gateway in gateways {

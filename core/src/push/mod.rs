@@ -131,6 +131,11 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let place = Some(Place { epoch, seq });
                     self.to_conversation(conversation, place, frame, everywhere, &mut batches);
                 }
+                PushEvent::Replaced { user, attachment } => {
+                    for shard in self.routes.shards_of(user).iter() {
+                        batches[usize::from(shard.0)].push(ShardInput::Replaced { user, attachment });
+                    }
+                }
                 PushEvent::Marked(mark) => {
                     if streams.hear(now, mark) == Heard::Missed {
                         heard = Heard::Missed;
@@ -207,6 +212,6 @@ fn payload_len(event: &PushEvent) -> usize {
     match event {
         PushEvent::Sequenced { payload, .. } | PushEvent::Rejected { payload, .. } => Bytes::len(payload),
         PushEvent::ReceiptMoved(_) | PushEvent::MembershipChanged { .. } => SMALL,
-        PushEvent::Marked(_) => 0,
+        PushEvent::Marked(_) | PushEvent::Replaced { .. } => 0,
     }
 }

@@ -16,13 +16,14 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::delivery::{Access, Ask, Identity, Mailboxes, Request, ShardInput, SyncFrom, Ticket, Watermarks};
-use crate::ids::{ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
+use crate::delivery::{Access, Ask, Identity, Mailboxes, Request, ShardId, ShardInput, SyncFrom, Ticket, Watermarks};
+use crate::event::PushEvent;
+use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
 use crate::limits;
 use crate::meter;
 use crate::ports::{
-    Archive, Backend, End, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
-    Watermark,
+    Archive, Backend, End, Hold, HotStore, Page, PortError, PresenceChange, PresenceOutcome, PushQueue as _,
+    PushTarget, Standing, TokenState, UnreadCount, User, Watermark,
 };
 use crate::queue::{Closed, Queue};
 
@@ -54,10 +55,25 @@ pub struct Reception<B, M, C, S> {
     pub mailboxes: M,
     /// For the time in replies.
     pub clock: C,
-    /// Gives unique, unpredictable session ids.
-    pub new_session: S,
+    /// Gives unique, unpredictable numbers, for sessions and their attachments.
+    pub random: S,
     /// What every reply says alike.
     pub greeting: Greeting,
+}
+
+/// What a Login asks for besides who it is.
+struct Wish {
+    device: String,
+    watch: Vec<LobbyName>,
+    positions: Vec<SyncFrom>,
+    resume: SessionId,
+}
+
+/// Whether a login goes on with a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resumed {
+    Yes,
+    No,
 }
 
 /// Why a request is not answered as asked.
@@ -86,7 +102,7 @@ impl From<PortError> for Refusal {
     }
 }
 
-impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Reception<B, M, C, S> {
+impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception<B, M, C, S> {
     /// Runs until the queue is closed and everything taken from it has been answered.
     pub async fn run(&self, queue: &Queue<Request>) {
         let mut under_way = FuturesUnordered::new();
@@ -107,8 +123,9 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
     async fn answer(&self, request: Request) {
         let ticket = request.ticket;
         let outcome = match request.ask {
-            Ask::Login { token, device, watch, positions } => {
-                let outcome = self.login(ticket, &token, device, watch, &positions).await.map_err(Refusal::of_login);
+            Ask::Login { token, device, watch, positions, resume } => {
+                let wish = Wish { device, watch, positions, resume };
+                let outcome = self.login(ticket, &token, wish).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
                 outcome
@@ -130,14 +147,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         self.mailboxes.post(ticket.connection.shard, vec![input]).await;
     }
 
-    async fn login(
-        &self,
-        ticket: Ticket,
-        token: &str,
-        device: String,
-        watch: Vec<LobbyName>,
-        positions: &[SyncFrom],
-    ) -> Result<Option<ShardInput>, Refusal> {
+    async fn login(&self, ticket: Ticket, token: &str, wish: Wish) -> Result<Option<ShardInput>, Refusal> {
         let (hot, archive) = (self.backend.hot(), self.backend.archive());
         let rejected = |code| Refusal { code, close: Some(CloseCode::TokenRejected) };
         let user = match hot.token_states(&[token]).await?.first() {
@@ -148,7 +158,21 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         // A token may outlive its user, or come from a system that knows other users.
         let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
         let rooms = sorted(archive.rooms_of(user.id).await?);
-        let identity = Identity { user: user.id, session: (self.new_session)(), device, rooms, watch };
+        let Wish { device, mut watch, positions, resume } = wish;
+        let kept = if resume == SessionId(0) { None } else { hot.resume(user.id, &device, resume).await? };
+        let (session, resumed) = match kept {
+            Some(kept) => {
+                let new =
+                    kept.into_iter().filter(|lobby| self.greeting.lobbies.contains(lobby) && !watch.contains(lobby));
+                let new: Vec<_> = new.collect();
+                watch.extend(new);
+                watch.truncate(limits::WATCHES_MAX);
+                (resume, Resumed::Yes)
+            }
+            None => (SessionId((self.random)().max(1)), Resumed::No),
+        };
+        let attachment = Attachment((self.random)());
+        let identity = Identity { user: user.id, session, attachment, device, rooms, watch };
 
         let (bound, is_bound) = oneshot::channel();
         let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };
@@ -156,10 +180,32 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         if !matches!(is_bound.await, Ok(true)) {
             return Ok(None);
         }
-        let here = PresenceChange::Here { user: user.id, device: identity.device.clone(), session: identity.session };
-        hot.change_presence(&[here]).await?;
-        let reply = self.login_reply(ticket, &user, &identity, positions).await?;
+        let here = PresenceChange::Here(Hold {
+            user: user.id,
+            device: identity.device.clone(),
+            session,
+            attachment,
+            watching: identity.watch.clone(),
+        });
+        if let Some(PresenceOutcome::TakenFrom { gateway, attachment }) = hot.change_presence(&[here]).await?.pop() {
+            self.replace(user.id, gateway, attachment).await;
+        }
+        let reply = self.login_reply(ticket, &user, &identity, resumed, &positions).await?;
         Ok(Some(ShardInput::Welcome { ticket, reply, identity }))
+    }
+
+    /// Ends the connection that had the device. If nobody hears this, its own renewal of presence will tell.
+    async fn replace(&self, user: UserId, gateway: GatewayId, attachment: Attachment) {
+        if gateway == self.greeting.gateway {
+            for shard in (0..self.mailboxes.shards()).map(ShardId) {
+                self.mailboxes.post(shard, vec![ShardInput::Replaced { user, attachment }]).await;
+            }
+            return;
+        }
+        let replaced = vec![PushEvent::Replaced { user, attachment }];
+        if let Err(error) = self.backend.push().publish(vec![(PushTarget::Gateway(gateway), replaced)]).await {
+            tracing::warn!(%error, "could not tell a gateway that a device was taken over");
+        }
     }
 
     /// Where the user stands, what the client misses, and what arrived while away, each as far as the frame has room: half
@@ -169,6 +215,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         ticket: Ticket,
         user: &User,
         identity: &Identity,
+        resumed: Resumed,
         positions: &[SyncFrom],
     ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
@@ -196,6 +243,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
             max_frame_bytes: u32::try_from(greeting.frame_bytes_max).unwrap_or(u32::MAX),
             max_body_bytes: u32::try_from(greeting.body_bytes_max).unwrap_or(u32::MAX),
             max_in_flight: greeting.in_flight_max.into(),
+            resumed: resumed == Resumed::Yes,
             watching: identity.watch.iter().map(|lobby| lobby.as_str().to_owned()).collect(),
             ..Default::default()
         };

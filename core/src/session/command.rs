@@ -8,7 +8,7 @@ use tidegate_proto::v1::{self, Code};
 use super::{Actions, Interest, Member, Refusal, SessionContext};
 use crate::delivery::{Accepting, Access, Ask, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
-use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq};
+use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq, SessionId};
 use crate::limits;
 use crate::ports::Page;
 
@@ -35,7 +35,8 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
         }
     }
     let positions = positions(&login.positions)?;
-    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions })
+    let resume = SessionId(login.resume_session_id);
+    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume })
 }
 
 fn positions(wire: &[v1::SyncFrom]) -> Result<Vec<SyncFrom>, Refusal> {
@@ -200,6 +201,7 @@ impl Member {
         let begun = watching.iter().filter(|lobby| !self.watching.contains(lobby));
         actions.interests.extend(begun.map(|lobby| Interest::Begins(ConversationId::Lobby(*lobby))));
         let names = watching.iter().map(|lobby| lobby.as_str().to_owned()).collect();
+        actions.is_hold_changed |= self.watching != watching;
         self.watching = watching;
         actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names });
         Ok(())

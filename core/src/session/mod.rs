@@ -17,8 +17,9 @@ use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
 use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, Settled, Ticket};
 use crate::event::Membership;
-use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
+use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
+use crate::ports::Hold;
 
 /// What every session of a gateway shares.
 #[derive(Clone, Debug)]
@@ -60,6 +61,7 @@ enum State {
 struct Member {
     user: UserId,
     session: SessionId,
+    attachment: Attachment,
     device: Box<str>,
     in_flight: u16,
     /// Ascending.
@@ -83,8 +85,8 @@ pub struct Departed {
     pub user: UserId,
     /// The device.
     pub device: Box<str>,
-    /// The session that ended.
-    pub session: SessionId,
+    /// The connection that held it.
+    pub attachment: Attachment,
 }
 
 /// What an input led to. One value is reused for all connections of a shard and emptied after each.
@@ -98,6 +100,8 @@ pub struct Actions {
     pub requests: VecDeque<Request>,
     /// Changes for the shard's index.
     pub interests: Vec<Interest>,
+    /// What is kept for whoever resumes the session changed.
+    pub is_hold_changed: bool,
     /// Ends the connection after the replies went out; the Close frame is already among them.
     pub close: Option<CloseCode>,
 }
@@ -217,6 +221,7 @@ impl Session {
         *bound = Some(Box::new(Member {
             user: identity.user,
             session: identity.session,
+            attachment: identity.attachment,
             device: identity.device.as_str().into(),
             in_flight: 0,
             rooms: identity.rooms.clone(),
@@ -333,6 +338,25 @@ impl Session {
         self.member().map(|member| member.session)
     }
 
+    /// The connection's hold on the session, once known.
+    #[must_use]
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.member().map(|member| member.attachment)
+    }
+
+    /// What the hot store knows of a session that is logged in.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let State::Ready(member) = &self.state else { return None };
+        Some(Hold {
+            user: member.user,
+            device: member.device.as_ref().to_owned(),
+            session: member.session,
+            attachment: member.attachment,
+            watching: member.watching.clone(),
+        })
+    }
+
     fn member(&self) -> Option<&Member> {
         match &self.state {
             State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member),
@@ -353,7 +377,7 @@ impl Member {
     fn depart(self, interests: &mut Vec<Interest>) -> Departed {
         interests.extend(self.rooms.iter().map(|room| Interest::Ends(ConversationId::Room(*room))));
         interests.extend(self.watching.iter().map(|lobby| Interest::Ends(ConversationId::Lobby(*lobby))));
-        Departed { user: self.user, device: self.device, session: self.session }
+        Departed { user: self.user, device: self.device, attachment: self.attachment }
     }
 
     fn may_use(&self, conversation: ConversationId, context: &SessionContext) -> bool {

@@ -33,6 +33,7 @@ impl Script {
         let identity = Identity {
             user: UserId(7),
             session: SessionId(70),
+            attachment: Attachment(71),
             device: "d".into(),
             rooms: vec![RoomId(5)],
             watch: vec![],

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::ShardId;
-use tidegate_core::ids::{GatewayId, LobbyName, MessageId, Partition, SessionId};
+use tidegate_core::ids::{GatewayId, LobbyName, MessageId, Partition};
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
 use tidegate_core::limits::{
@@ -150,12 +150,12 @@ impl Gateway {
             body_bytes_max: BODY_BYTES_MAX,
             in_flight_max: IN_FLIGHT_MAX,
         };
-        let session_sim = sim.clone();
+        let random_sim = sim.clone();
         let reception = Reception {
             backend: Arc::clone(&ports),
             mailboxes: mailboxes.clone(),
             clock: sim.clone(),
-            new_session: move || SessionId(session_sim.below(u64::MAX).max(1)),
+            random: move || random_sim.below(u64::MAX),
             greeting: Greeting {
                 gateway: id.clone(),
                 heartbeat: v1::Heartbeat { min_interval_s: 5, max_interval_s: 180, probe_count: 3 },
@@ -168,8 +168,9 @@ impl Gateway {
         let queue = Arc::clone(&links.requests);
         tasks.push(spawner.spawn(async move { reception.run(&queue).await }));
         let (queue, departures_ports, clock) = (Arc::clone(&links.departures), Arc::clone(&ports), sim.clone());
-        tasks.push(spawner.spawn(async move { presence::run_departures(&queue, departures_ports, clock).await }));
-        tasks.push(spawner.spawn(presence::run_renewals(Arc::clone(&links.routes), ports, sim.clone())));
+        let told = mailboxes.clone();
+        tasks.push(spawner.spawn(async move { presence::run_changes(&queue, departures_ports, told, clock).await }));
+        tasks.push(spawner.spawn(presence::run_beats(mailboxes.clone(), ports, sim.clone())));
 
         let shards: Vec<Shard> = (0_u8..)
             .map(ShardId)

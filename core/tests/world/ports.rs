@@ -11,11 +11,13 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tidegate_core::clock::Clock as _;
 use tidegate_core::event::{IngestEvent, PushEvent, StoredMessage};
-use tidegate_core::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, UserId};
+use tidegate_core::ids::{
+    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
+};
 use tidegate_core::ports::{
-    Archive, Backend, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, Joined, Page,
-    PersistBatch, PortError, PortResult, Presence, PresenceChange, PushConsumer, PushQueue, PushTarget, Room,
-    SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
+    Archive, Backend, Beat, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, Joined, Page,
+    PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer, PushQueue,
+    PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -361,6 +363,7 @@ fn brief(event: &PushEvent) -> String {
         PushEvent::Sequenced { conversation, seq, .. } => format!("{conversation} {}", seq.0),
         PushEvent::ReceiptMoved(receipt) => format!("receipt of {} in {}", receipt.user.0, receipt.conversation),
         PushEvent::Rejected { user, .. } => format!("rejection for {}", user.0),
+        PushEvent::Replaced { user, attachment } => format!("replaced {:x} of {}", attachment.0, user.0),
         PushEvent::Marked(mark) => format!("batch {} of {:x}", mark.after, mark.stream.0),
         PushEvent::MembershipChanged { conversation, user, .. } => format!("member {} of {conversation}", user.0),
     }
@@ -387,8 +390,16 @@ impl HotStore for Ports {
         self.shared.call("presence", self.hot.presence(users)).await
     }
 
-    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
         self.shared.call("change_presence", self.hot.change_presence(changes)).await
+    }
+
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        self.shared.call("resume", self.hot.resume(user, device, session)).await
+    }
+
+    async fn beat(&self) -> PortResult<Beat> {
+        self.shared.call("beat", self.hot.beat()).await
     }
 
     async fn file(&self, filings: &[Filing]) -> PortResult<()> {

@@ -222,6 +222,11 @@ impl State {
         }
         let interests = std::mem::take(&mut self.actions.interests);
         self.follow(slot, interests);
+        if std::mem::take(&mut self.actions.is_hold_changed)
+            && let Some(hold) = self.connections.get(&slot).and_then(|connection| connection.session.hold())
+        {
+            self.tell(PresenceChange::Renewed(hold));
+        }
         if !self.actions.replies.is_empty() {
             let replies = self.actions.replies.split().freeze();
             self.enqueue(slot, replies);
@@ -274,13 +279,13 @@ impl State {
     }
 
     fn depart(&mut self, slot: Slot, departed: Option<Departed>) {
-        let Some(Departed { user, device, session }) = departed else { return };
+        let Some(Departed { user, device, attachment }) = departed else { return };
         let slots = self.users.entry(user).or_default();
         slots.retain(|other| *other != slot);
         if slots.is_empty() {
             self.links.routes.remove(user, self.id);
         }
-        self.tell(PresenceChange::Gone { user, device: device.into(), session });
+        self.tell(PresenceChange::Gone { user, device: device.into(), attachment });
     }
 
     fn tell(&self, change: PresenceChange) {
@@ -329,8 +334,8 @@ impl State {
             }
             ShardInput::Welcome { ticket, reply, identity } => {
                 if !self.welcome(ticket, &reply) {
-                    let (user, device, session) = (identity.user, identity.device, identity.session);
-                    self.tell(PresenceChange::Gone { user, device, session });
+                    let (user, device, attachment) = (identity.user, identity.device, identity.attachment);
+                    self.tell(PresenceChange::Gone { user, device, attachment });
                 }
             }
             ShardInput::Refused { ticket, code, close } => {
@@ -352,6 +357,20 @@ impl State {
                 }
                 self.actions = actions;
                 self.apply_actions(ticket.connection.slot);
+            }
+            ShardInput::Replaced { user, attachment } => {
+                let slots = self.users.get(&user).cloned().unwrap_or_default();
+                let is_it = |slot: &Slot| self.connections[slot].session.attachment() == Some(attachment);
+                if let Some(slot) = slots.into_iter().find(is_it) {
+                    self.sim.count("device taken over");
+                    let session = &mut self.connections.get_mut(&slot).expect("in the index").session;
+                    session.handle_end(CloseCode::Replaced, "", &mut self.actions);
+                    self.apply_actions(slot);
+                }
+            }
+            ShardInput::RenewPresence => {
+                let holds = self.connections.values().filter_map(|connection| connection.session.hold());
+                holds.for_each(|hold| self.tell(PresenceChange::Renewed(hold)));
             }
             ShardInput::Drain => unreachable!("nobody drains here"),
         }

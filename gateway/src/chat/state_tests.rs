@@ -196,6 +196,23 @@ fn a_reconnect_repeats_what_was_under_way_and_fetches_what_was_missed() {
 }
 
 #[test]
+fn a_conversation_begun_during_an_outage_is_shown_from_what_is_unread() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    desk.state.handle_lost(desk.now);
+    desk.asks();
+    desk.lines();
+    let recent = vec![message("p_1_2", 3, 2, "three")];
+    desk.log_in_synced(&[position("p_1_2", 3, 1, 2)], recent, vec![synced(HOME, 3, vec![])]);
+    let asked = from("p_1_2", 1);
+    assert!(desk.asks().contains(&Ask::Sync(vec![asked.clone()])));
+    let missed = synced("p_1_2", 3, vec![message("p_1_2", 2, 2, "two"), message("p_1_2", 3, 2, "three")]);
+    let reply = v1::SyncReply { synced: vec![missed] };
+    desk.state.handle_answer(desk.now, Ask::Sync(vec![asked]), Answer::Synced(reply));
+    assert_eq!(desk.lines(), ["[private] user 2: two", "[private] user 2: three"]);
+}
+
+#[test]
 fn what_a_login_had_no_room_for_is_asked_in_one_question() {
     let mut desk = Desk::online(&[position("r_7", 9, 9, 0), position("r_8", 4, 4, 0)], vec![]);
     desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
@@ -228,6 +245,12 @@ fn behind_is_answered_with_one_question_after_its_wait() {
     desk.state.handle_answer(desk.now, Ask::Sync(vec![from("r_7", 9)]), Answer::Synced(reply));
     assert_eq!(desk.lines(), ["[room 7] user 2: one", "[room 7] user 2: two"]);
     desk.asks();
+
+    let memberships = v1::Behind { conversation_id: "r_8".into(), ..Default::default() };
+    desk.state.handle_push(desk.now, Push::Behind(memberships, Duration::ZERO));
+    assert_eq!(desk.asks(), [Ask::Sync(vec![from("r_8", 4)])]);
+    let reply = v1::SyncReply { synced: vec![synced("r_8", 4, vec![])] };
+    desk.state.handle_answer(desk.now, Ask::Sync(vec![from("r_8", 4)]), Answer::Synced(reply));
 
     let wait = Duration::from_secs(3);
     desk.state.handle_push(desk.now, Push::Behind(v1::Behind::default(), wait));

@@ -4,6 +4,7 @@
 //! that read ([`reader`]), over bounded queues. Always: no call blocks the task it comes from, what was answered is on
 //! the disk, a full queue or a late answer is an error and not a wait, and one process has the file ([`schema`]).
 
+mod mark;
 mod reader;
 pub(crate) mod schema;
 mod writer;
@@ -23,6 +24,7 @@ use tidegate_core::ports::{
 };
 use tokio::sync::oneshot;
 
+use mark::Mark;
 use reader::Question;
 use writer::Change;
 
@@ -80,7 +82,8 @@ pub enum OpenError {
     Threads(std::io::Error),
 }
 
-/// An [`Archive`] in one file, with its log and its lock beside it (`-wal`, `-shm`, `.lock`).
+/// An [`Archive`] in one file, with its log and its lock beside it (`-wal`, `-shm`, `.lock`). The lock file also holds how
+/// far the archive was: if the file is replaced by an older copy, a new epoch begins.
 ///
 /// Dropping it waits until everything queued is written and the log is moved into the file.
 #[derive(Debug)]
@@ -108,7 +111,8 @@ impl SqliteArchive {
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let lock = schema::lock(path)?;
-        let (connection, epoch) = schema::open_writer(path)?;
+        let (connection, epoch) = schema::open_writer(path, &lock)?;
+        let mark = Mark::new(lock.try_clone().map_err(OpenError::Threads)?);
         let (changes, change_queue) = sync_channel(CHANGES_MAX);
         let (questions, question_queue) = sync_channel(QUESTIONS_MAX);
         let question_queue = Arc::new(Mutex::new(question_queue));
@@ -117,7 +121,7 @@ impl SqliteArchive {
             let (connection, queue) = (schema::open_reader(path)?, Arc::clone(&question_queue));
             readers.push(spawn("archive-reader", move || reader::run(connection, &queue))?);
         }
-        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue))?;
+        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue, mark))?;
         let queues = Some(Queues { changes, questions });
         Ok(Self { epoch, queues, readers, writer: Some(writer), _lock: lock })
     }

@@ -4,7 +4,7 @@
 //! piled up while a commit was under way share the next one: the disk is made to wait for them once. Always: an answer
 //! of success follows the commit that holds it, and a refused batch takes no other with it.
 
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tidegate_core::event::{ReceiptMoved, StoredMessage};
@@ -12,6 +12,7 @@ use tidegate_core::ids::{ConversationId, Epoch, Millis, RoomId, Seq, UserId};
 use tidegate_core::ports::{Joined, PersistBatch, PortError, PortResult, Room, name_key};
 use tokio::sync::oneshot;
 
+use super::mark::Mark;
 use super::reader::{last_seq, number};
 use super::{SERVICE, port_error, to_column};
 
@@ -39,9 +40,10 @@ struct Pending {
 }
 
 /// Works until the queue is closed and empty; then moves the log into the file, so that one file holds it all.
-pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>) {
+pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>, mut mark: Mark) {
     let mut other = None;
-    while let Some(change) = other.take().or_else(|| queue.recv().ok()) {
+    while let Some(change) = other.take().or_else(|| next(queue, &mut mark, &connection)) {
+        mark.is_behind();
         match change {
             Change::Other(work) => work(&mut connection),
             Change::Persist { batch, reply } => {
@@ -61,8 +63,25 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>) {
             }
         }
     }
+    mark.write(&connection);
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
         tracing::warn!(%error, "the archive's log stays beside its file; the next start takes it in");
+    }
+}
+
+/// The next change. Keeps the mark meanwhile. `None` if there will be no more.
+fn next(queue: &Receiver<Change>, mark: &mut Mark, connection: &Connection) -> Option<Change> {
+    loop {
+        mark.keep(connection);
+        let change = match mark.due_in() {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => queue.recv_timeout(due),
+        };
+        match change {
+            Ok(change) => return Some(change),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
     }
 }
 

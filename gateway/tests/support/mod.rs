@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(clippy::unwrap_used)]
 
+pub mod process;
+pub mod servers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -116,6 +119,11 @@ impl Cluster {
             return None;
         }
         Some(Self { prefix: format!("t{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) })
+    }
+
+    /// What the names in RabbitMQ and the keys in Redis begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     pub async fn gateway(&self, name: &str) -> World<Services> {

@@ -126,6 +126,8 @@ class Following(unittest.TestCase):
         self.assertEqual(self.server.asked, [[LOBBY]])
         self.follower.handle("KIND_BEHIND", WIRE.Behind(conversation_id=LOBBY, epoch=1, after_seq=2, last_seq=3))
         self.assertEqual(self.server.asked, [[LOBBY]], "known already")
+        self.follower.handle("KIND_BEHIND", WIRE.Behind(conversation_id=LOBBY))
+        self.assertEqual(self.server.asked.pop(), [LOBBY], "still a member?")
         self.follower.handle("KIND_BEHIND", WIRE.Behind(spread_ms=2000))
         self.assertEqual(sorted(self.server.asked[1]), [LOBBY, "r_7"])
         self.check()

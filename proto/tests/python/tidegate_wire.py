@@ -411,7 +411,7 @@ class Follower:
         id = behind.conversation_id
         if id:
             place = self._place(id)
-            if (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
+            if behind.last_seq and (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
                 return
             self._due[id] = None
         else:

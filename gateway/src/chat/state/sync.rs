@@ -38,7 +38,12 @@ impl State {
             self.asks.push_back(Ask::Watch(unwatched));
         }
         for position in &login.positions {
-            self.entry(&position.conversation_id).handle_position(now, position);
+            let conversation = self.entry(&position.conversation_id);
+            if again {
+                // It is new since the connection was lost; what was read is so on another device.
+                conversation.follow_from(position.epoch, position.read_seq);
+            }
+            conversation.handle_position(now, position);
         }
         if again {
             // Of those that the reply had no room for nothing is known.
@@ -95,7 +100,9 @@ impl State {
         if behind.conversation_id.is_empty() {
             self.conversations.values_mut().for_each(|conversation| conversation.handle_behind(at, None));
         } else if let Some(conversation) = self.conversations.get_mut(&behind.conversation_id) {
-            conversation.handle_behind(at, Some((behind.epoch, behind.last_seq)));
+            // Where no message is missing a membership may be: the answer says so.
+            let newest = (behind.last_seq > 0).then_some((behind.epoch, behind.last_seq));
+            conversation.handle_behind(at, newest);
         }
     }
 
