@@ -128,10 +128,7 @@ async fn direct(
     if backends.shared.faults.is_calm() {
         sim.count("calm world");
     }
-    let may_miss = backends.shared.faults.incidents.contains(&Incident::HotLost);
-    if !may_miss
-        && !comes_true(&sim, || devices.iter().all(|device| missing(device, &backends.shared.ledger).is_none())).await
-    {
+    if !comes_true(&sim, || devices.iter().all(|device| missing(device, &backends.shared.ledger).is_none())).await {
         let ledger = &backends.shared.ledger;
         let missing: Vec<String> = devices.iter().filter_map(|device| missing(device, ledger)).collect();
         return sim.violation(format!("guarantee 2: not everybody learns of what is missing: {}", missing.join("; ")));
