@@ -54,13 +54,32 @@ pub async fn run_changes<B: Backend, M: Mailboxes, C: Clock>(
 ) {
     let mut changes = Vec::new();
     while queue.take(BATCH_MAX, &mut changes).await != Err(Closed) {
-        let done = until_done(&clock, "change_presence", || backend.hot().change_presence(&changes)).await;
-        match done {
+        let mut attempts = 0;
+        let change = || {
+            attempts += 1;
+            backend.hot().change_presence(&changes)
+        };
+        match until_done(&clock, "change_presence", change).await {
             Err(PortError::Closed) => return,
             Err(_) => {}
-            Ok(outcomes) => tell(&mailboxes, &changes, &outcomes).await,
+            Ok(mut outcomes) => {
+                if attempts > 1 {
+                    doubt(&changes, &mut outcomes);
+                }
+                tell(&mailboxes, &changes, &outcomes).await;
+            }
         }
         changes.clear();
+    }
+}
+
+/// An attempt whose answer was lost may have been the one that found the session gone and made it present again: what the
+/// next one says then proves nothing.
+fn doubt(changes: &[PresenceChange], outcomes: &mut [PresenceOutcome]) {
+    for (change, outcome) in changes.iter().zip(outcomes) {
+        if let (PresenceChange::Renewed(_), PresenceOutcome::Done) = (change, &outcome) {
+            *outcome = PresenceOutcome::Lost;
+        }
     }
 }
 

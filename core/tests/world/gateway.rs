@@ -14,8 +14,7 @@ use tidegate_core::ids::{GatewayId, LobbyName, MessageId, Partition};
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
 use tidegate_core::limits::{
-    BODY_BYTES_MAX, DEPARTURES_MAX, FRAME_BYTES_MAX, MAILBOX_BYTES_MAX, MAILBOX_INPUTS_MAX, QUEUE_BYTES_MAX,
-    REQUESTS_MAX,
+    BODY_BYTES_MAX, DEPARTURES_MAX, MAILBOX_BYTES_MAX, MAILBOX_INPUTS_MAX, QUEUE_BYTES_MAX, REQUESTS_MAX,
 };
 use tidegate_core::presence;
 use tidegate_core::push::PushEngine;
@@ -35,6 +34,9 @@ use crate::ports::{Ports, Queues, Shared};
 use crate::shard::{Links, Shard, SimMailboxes};
 use crate::sim::{Sim, Spawner, TaskId};
 use crate::wire::Wire;
+
+/// The largest frame of a reply; half of an outbox, as in earnest, and small, so that answers are cut.
+const FRAME_BYTES: usize = 8 * 1024;
 
 /// Commands of one connection without a reply; small, so that it is met.
 const IN_FLIGHT_MAX: u16 = 16;
@@ -157,7 +159,7 @@ impl Gateway {
             greeting: Greeting {
                 gateway: id.clone(),
                 heartbeat: v1::Heartbeat { min_interval_s: 5, max_interval_s: 180, probe_count: 3 },
-                frame_bytes_max: FRAME_BYTES_MAX,
+                frame_bytes_max: FRAME_BYTES,
                 body_bytes_max: BODY_BYTES_MAX,
                 in_flight_max: IN_FLIGHT_MAX,
                 lobbies: backends.lobbies.clone(),

@@ -43,6 +43,7 @@ const EVENTS: &[&str] = &[
     "call hung",
     "confirm lost",
     "conflict",
+    "consumer cut off",
     "gap seen",
     "gateway died",
     "hot store lost",
@@ -52,7 +53,11 @@ const EVENTS: &[&str] = &[
     "push late",
     "push lost",
     "pushes reordered",
+    "push passed by",
     "slow consumer cut",
+    "synced",
+    "told to reload",
+    "told to sync",
 ];
 
 /// Lines of a failed world's trace that are printed.
@@ -88,7 +93,7 @@ fn the_guarantees_hold_in_every_world() {
     // A world in which nothing happens proves nothing.
     assert!(messages as u64 > 5 * seeds, "{messages} messages in {seeds} worlds");
     for what in EVENTS {
-        assert!(counts.get(what).is_some_and(|count| count * 400 >= seeds), "too rare: {what}, {counts:?}");
+        assert!(counts.get(what).is_some_and(|count| count * 100 >= seeds), "too rare: {what}, {counts:?}");
     }
 }
 

@@ -127,9 +127,11 @@ async fn direct(
     }
     if backends.shared.faults.is_calm() {
         sim.count("calm world");
-        if !comes_true(&sim, || devices.iter().all(|device| is_complete(device, &backends.shared.ledger))).await {
-            return sim.violation("guarantee 2: without any fault not everything is pushed to everybody".into());
-        }
+    }
+    if !comes_true(&sim, || devices.iter().all(|device| missing(device, &backends.shared.ledger).is_none())).await {
+        let ledger = &backends.shared.ledger;
+        let missing: Vec<String> = devices.iter().filter_map(|device| missing(device, ledger)).collect();
+        return sim.violation(format!("guarantee 2: not everybody learns of what is missing: {}", missing.join("; ")));
     }
     sim.trace(|| "everybody syncs".into());
     *wish.borrow_mut() = Wish::Sync;
@@ -154,11 +156,14 @@ async fn comes_true(sim: &Sim, condition: impl Fn() -> bool) -> bool {
     false
 }
 
-/// Whether the device has shown all there is.
-fn is_complete(device: &Device, ledger: &Ledger) -> bool {
+/// What the device has not shown.
+fn missing(device: &Device, ledger: &Ledger) -> Option<String> {
     let screen = device.screen.borrow();
-    let shown = |conversation| screen.shown.get(conversation).map_or(0, Vec::len);
-    device.conversations.iter().all(|conversation| ledger.all_of(*conversation).len() == shown(conversation))
+    let shown = |conversation: &ConversationId| screen.shown.get(conversation).map_or(0, Vec::len);
+    let is_missing = |conversation: &&ConversationId| ledger.all_of(**conversation).len() != shown(conversation);
+    let conversation = device.conversations.iter().find(is_missing)?;
+    let (name, shown, all) = (&device.name, shown(conversation), ledger.all_of(*conversation).len());
+    Some(format!("{name} shows {shown} of {all} in {conversation}"))
 }
 
 async fn happen(incident: Incident, backends: &Backends, gateways: &Gateways, ids: &[GatewayId]) {

@@ -31,7 +31,7 @@ impl Client {
         self.next_key += 1;
         let key = Bytes::from(format!("{} {}", self.device, self.next_key));
         // A large one now and then, so that outboxes and pages fill.
-        let size = if self.sim.chance(30) { 4000 } else { self.sim.below(40) as usize };
+        let size = if self.sim.chance(60) { 4000 } else { self.sim.below(40) as usize };
         let body = Bytes::from(format!("{} says {} {:>size$}", self.name, self.next_key, ""));
         self.enqueue(conversation, key, body);
     }

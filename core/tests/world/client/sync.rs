@@ -197,7 +197,10 @@ impl Client {
             let tracks = self.tracks.iter().filter(move |(_, track)| is_due(track) && track.wants == wants);
             tracks.map(|(conversation, _)| *conversation).collect::<Vec<_>>()
         };
-        let (behind, loading) = (due(Wants::Sync), due(Wants::Page));
+        let (mut behind, mut loading) = (due(Wants::Sync), due(Wants::Page));
+        // Nobody has to use Sync: History brings the same, page by page.
+        let sim = &self.sim;
+        loading.extend(behind.extract_if(.., |at| self.tracks[at].epoch > 0 && sim.chance(200)));
         if !behind.is_empty() {
             *correlation = correlation.wrapping_add(1).max(2);
             let positions: Vec<_> = behind.iter().map(|conversation| self.stand(*conversation)).collect();
