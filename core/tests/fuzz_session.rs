@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, Settled, ShardId, Ticket, RoomsLookUp};
+use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, RoomsLookUp, Settled, ShardId, Ticket};
 use tidegate_core::event::{IngestEvent, Membership};
 use tidegate_core::ids::{Attachment, ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
 use tidegate_core::session::{Actions, Interest, Session, SessionContext};
