@@ -61,7 +61,8 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> anyhow::Result<Verdict> {
     if let Command::Chaos { options } = command {
         check_file_limit(2 * u64::from(options.users))?;
-        stop_on_signals()?;
+        // Leaving at once would leave the servers.
+        stop_on_signals(|| eprintln!("mending, stopping and removing what was started; this takes some seconds"))?;
         let report = Report::new(vec![ScenarioResult::Chaos(Box::new(chaos::run(options, &STOP)?))]);
         report.publish(options.json.as_deref())?;
         return Ok(report.verdict);
@@ -74,7 +75,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Chaos { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
-    stop_on_signals()?;
+    stop_on_signals(|| std::process::exit(130))?;
     let mut gateway = common.start_gateway.then(|| gateway::Gateway::start(common, &STOP)).transpose()?;
     let stage = Stage {
         tcp: gateway.as_ref().map_or_else(|| common.tcp.clone(), |gateway| vec![gateway.tcp]),
@@ -143,8 +144,8 @@ fn check_file_limit(connections: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first signal asks for a clean end, the second ends the process.
-fn stop_on_signals() -> anyhow::Result<()> {
+/// The first signal asks for a clean end; on each further one, `again` decides.
+fn stop_on_signals(again: fn()) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
@@ -155,7 +156,7 @@ fn stop_on_signals() -> anyhow::Result<()> {
             loop {
                 tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
                 if STOP.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
+                    again();
                 }
             }
         });

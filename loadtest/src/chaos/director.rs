@@ -72,6 +72,9 @@ pub fn direct(
         [(Phase::Settling, options.patience), (Phase::Probing, CALM_PATIENCE), (Phase::Reconnecting, options.patience)];
     // What does not settle is found by the judge: as unanswered, lost, or not pushed.
     for (phase, patience) in phases {
+        if phase == Phase::Probing && !has_settled {
+            continue;
+        }
         stage.begin(phase);
         let settled = stage.wait_until_settled(patience, stop, || view.look(findings));
         if !settled && !stop.load(Ordering::Relaxed) {

@@ -21,6 +21,9 @@ const PAUSE_MS: u64 = 1_500;
 /// A slow part runs for this long and then stands for three times as long.
 const SLOW_TURN: Duration = Duration::from_millis(20);
 
+/// Three services and up to three gateways.
+const PARTS: usize = 6;
+
 /// Memory at which RabbitMQ blocks publishers: less than an idle node has.
 const MEMORY_ALARM: &str = "1MB";
 
@@ -52,8 +55,8 @@ pub struct Injector<'a> {
     pub stop: &'a AtomicBool,
     /// No fault begins after this, however late the plan is.
     pub until_ms: u64,
-    /// Parts in hand.
-    pub parts: [Mutex<()>; 3],
+    /// Parts in hand: the services, then the gateways.
+    parts: [Mutex<()>; PARTS],
     /// What is under way, for the progress line.
     pub now: Mutex<Vec<String>>,
     /// Set once a part did not come back: breaking more would tell nothing.
@@ -103,12 +106,12 @@ impl<'a> Injector<'a> {
         let is_gateway = kind.part() == Part::Gateway;
         let name = if is_gateway { format!("{kind} {}", planned.gateway + 1) } else { kind.to_string() };
         let part = match kind.part() {
-            Part::Gateway => None,
-            Part::RabbitMq => Some(0),
-            Part::Redis => Some(1),
-            Part::MariaDb => Some(2),
+            Part::RabbitMq => 0,
+            Part::Redis => 1,
+            Part::MariaDb => 2,
+            Part::Gateway => 3 + planned.gateway,
         };
-        let _in_hand = part.map(|part| self.parts[part].lock().expect("no thread panics with a part in hand"));
+        let _in_hand = self.parts[part].lock().expect("no thread panics with a part in hand");
         self.now.lock().expect("held for a push").push(name.clone());
         let mut injected = Injected {
             kind,

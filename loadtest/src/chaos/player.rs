@@ -33,8 +33,8 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Between two voluntary moves to another gateway, as of people who change networks: on average. Moves mix the users over
-/// the gateways again after one of them was away.
+/// Between two voluntary reconnects, as of people who change networks: on average. They mix the users over the gateways again
+/// after one of them was away.
 const MOVE_INTERVAL_MS: u64 = 20_000;
 
 /// From here on a Close means that connecting again is of no use.
@@ -81,7 +81,8 @@ impl Player {
                     self.gauge(&stage).is_caught_up.store(false, Ordering::Relaxed);
                     match ending {
                         None => {
-                            self.gateway += 1;
+                            // To another gateway, or back to the same, where the session may go on.
+                            self.gateway += usize::from(self.random.below(2) == 0);
                             continue;
                         }
                         Some(Ending::Nonsense) => self.client.find(Fault::Protocol, "bytes that are no frame"),

@@ -15,7 +15,16 @@ use crate::pacer::Random;
 const LEAD_MS: u64 = 2_000;
 
 /// Time planned for a fault and the recovery from it, at least and at most.
-const SLOT_MS: [u64; 2] = [3_000, 24_000];
+const SLOT_MS: [u64; 2] = [3_000, 10_000];
+
+/// One hang in so many is a long one, in plans that have the time: longer than timeouts and heartbeats.
+const LONG_HANGS_ONE_IN: u64 = 4;
+
+/// How long a long one is, at least and at most.
+const LONG_HANG_MS: [u64; 2] = [9_000, 15_000];
+
+/// Slots that are long enough for long hangs.
+const LONG_HANG_SLOT_MS_MIN: u64 = 8_000;
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -201,7 +210,16 @@ fn sequence(random: &mut Random, wishes: &Wishes, begin_ms: u64, slot_ms: u64, d
             Action::Kill => random.below(slot_ms / 6 + 1),
             Action::Stop | Action::Hang | Action::Slow | Action::Alarm => slot_ms / 3 + random.below(slot_ms / 6 + 1),
         };
+        let is_long =
+            kind.action() == Action::Hang && slot_ms >= LONG_HANG_SLOT_MS_MIN && random.below(LONG_HANGS_ONE_IN) == 0;
+        let longer_ms = LONG_HANG_MS[0] + random.below(LONG_HANG_MS[1] - LONG_HANG_MS[0] + 1);
         let gateway = usize::try_from(gateway).expect("below a usize");
+        if is_long {
+            let at_ms = slot_begin_ms + jitter_ms;
+            planned.push(Planned { at_ms, kind, gateway, hold_ms: longer_ms });
+            slot_begin_ms += slot_ms + longer_ms;
+            continue;
+        }
         planned.push(Planned { at_ms: slot_begin_ms + jitter_ms, kind, gateway, hold_ms });
         slot_begin_ms += slot_ms;
     }
@@ -249,6 +267,15 @@ mod tests {
             }
             assert!(sequence.iter().all(|planned| planned.gateway < 3));
         }
+    }
+
+    #[test]
+    fn some_hangs_are_longer_than_timeouts_where_there_is_time() {
+        let is_long = |planned: &&Planned| planned.hold_ms >= LONG_HANG_MS[0];
+        let planned = &plan(5, &wishes(600, 1))[0];
+        assert!(planned.iter().any(|planned| is_long(&planned)));
+        assert!(planned.iter().filter(is_long).all(|planned| planned.kind.action() == Action::Hang));
+        assert!(!plan(5, &wishes(60, 1))[0].iter().any(|planned| is_long(&planned)));
     }
 
     #[test]
