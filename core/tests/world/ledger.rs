@@ -73,7 +73,16 @@ impl Ledger {
     }
 
     pub fn all_of(&self, conversation: ConversationId) -> Vec<StoredMessage> {
-        self.archive.history(conversation, Page::After(Seq(0)), u32::MAX).now_or_never().unwrap().unwrap()
+        self.page(conversation, 0, u64::from(u32::MAX))
+    }
+
+    fn page(&self, conversation: ConversationId, after: u64, size: u64) -> Vec<StoredMessage> {
+        let page = self.archive.history(conversation, Page::After(Seq(after)), size as u32);
+        page.now_or_never().unwrap().unwrap()
+    }
+
+    pub fn count_of(&self, conversation: ConversationId) -> usize {
+        self.archive.ends(&[conversation]).now_or_never().unwrap().unwrap()[0].last.0 as usize
     }
 
     pub fn standing(&self, user: UserId, conversation: ConversationId) -> Standing {
@@ -201,8 +210,9 @@ impl Ledger {
                     filing.conversation, highest.0, last.0
                 )
             });
+            let lowest = filing.seqs.iter().copied().min().unwrap_or_default();
             let own = self
-                .all_of(filing.conversation)
+                .page(filing.conversation, lowest.0.saturating_sub(1), highest.0 - lowest.0 + 1)
                 .into_iter()
                 .find(|message| message.sender == filing.user && filing.seqs.contains(&message.seq));
             self.rule(own.is_none(), || format!("guarantee 6: user {} is told of its own {own:?}", filing.user.0));

@@ -160,9 +160,9 @@ async fn comes_true(sim: &Sim, condition: impl Fn() -> bool) -> bool {
 fn missing(device: &Device, ledger: &Ledger) -> Option<String> {
     let screen = device.screen.borrow();
     let shown = |conversation: &ConversationId| screen.shown.get(conversation).map_or(0, Vec::len);
-    let is_missing = |conversation: &&ConversationId| ledger.all_of(**conversation).len() != shown(conversation);
+    let is_missing = |conversation: &&ConversationId| ledger.count_of(**conversation) != shown(conversation);
     let conversation = device.conversations.iter().find(is_missing)?;
-    let (name, shown, all) = (&device.name, shown(conversation), ledger.all_of(*conversation).len());
+    let (name, shown, all) = (&device.name, shown(conversation), ledger.count_of(*conversation));
     Some(format!("{name} shows {shown} of {all} in {conversation}"))
 }
 
