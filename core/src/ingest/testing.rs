@@ -24,6 +24,7 @@ use crate::ports::{
     PortError, PortResult, Presence, PresenceChange, PushConsumer, PushQueue, PushTarget, Room, SequenceGrant,
     SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
 };
+use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
 use crate::twins::hot_store::EmbeddedHotStore;
 use crate::twins::queues::EmbeddedIngestQueue;
@@ -120,6 +121,7 @@ impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
         change_presence(changes: &[PresenceChange]) -> ();
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
+        peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();
@@ -227,7 +229,8 @@ impl World {
     }
 
     pub(super) fn engine(&self) -> IngestEngine<Self, Impatient> {
-        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, Arc::new(Members::default()))
+        let (members, streams) = (Arc::new(Members::default()), Arc::new(OutStreams::new(1)));
+        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams)
     }
 
     pub(super) fn memory(&self) -> &MemoryArchive {
