@@ -193,3 +193,61 @@ async fn a_damaged_file_is_an_error_and_not_a_panic() {
     assert!(matches!(persisted, Err(PortError::Refused { .. })), "{persisted:?}");
     assert_eq!(archive.ping().await, Ok(()), "the threads are alive");
 }
+
+/// How the archive's speed changes with its size: rows a second, and what does not depend on who else uses the machine:
+/// processor time and bytes written for each row. `cargo test -p tidegate --test sqlite -- --ignored --nocapture speed`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn speed_by_size() {
+    const SPAN: u64 = 256 * 1024;
+    const GROUP: u64 = 8;
+    let spans: u64 = std::env::var("SPANS").map_or(8, |spans| spans.parse().expect("a number"));
+    let place = Place::new();
+    let archive = place.open().expect("a new archive");
+    let usage = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+        let ticks: u64 = stat.split(' ').skip(13).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        let io = std::fs::read_to_string("/proc/self/io").expect("Linux");
+        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).expect("bytes");
+        (ticks as f64 / 100.0, written.parse::<f64>().expect("a number"))
+    };
+    let row = |room: u64, seq: u64| {
+        let mut message = messages(ConversationId::Room(RoomId(room)), seq..=seq, ANN).remove(0);
+        // Ids are hashes: any two bits of them are independent. (The finalizer of splitmix64.)
+        let scatter = |n: u64| {
+            let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (n ^ (n >> 31)).to_be_bytes()
+        };
+        let n = (room << 40 | seq).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        message.message_id.0[..8].copy_from_slice(&scatter(n));
+        message.message_id.0[8..].copy_from_slice(&scatter(!n));
+        message
+    };
+    for span in 0..spans {
+        let turns = SPAN / GROUP / 256;
+        let (begun, (cpu, written)) = (std::time::Instant::now(), usage());
+        for turn in span * turns..(span + 1) * turns {
+            let persist = (1..=GROUP).map(|room| {
+                let batch = batch((turn * 256 + 1..=turn * 256 + 256).map(|seq| row(room, seq)).collect());
+                let archive = &archive;
+                async move { archive.persist(&batch).await.expect("persisted") }
+            });
+            futures_util::future::join_all(persist).await;
+        }
+        let (took, (cpu_now, written_now)) = (begun.elapsed().as_secs_f64(), usage());
+        eprintln!(
+            "{:>8} rows: {:>6.0} rows/s, {:>5.1} us of processor and {:>5.0} bytes written for each",
+            (span + 1) * SPAN,
+            SPAN as f64 / took,
+            (cpu_now - cpu) * 1e6 / SPAN as f64,
+            (written_now - written) / SPAN as f64
+        );
+    }
+    let begun = std::time::Instant::now();
+    archive.close().await;
+    let closed = begun.elapsed();
+    let begun = std::time::Instant::now();
+    drop(place.open().expect("the same archive"));
+    eprintln!("closed within {closed:?}, opened within {:?}", begun.elapsed());
+}

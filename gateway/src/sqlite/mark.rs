@@ -25,7 +25,7 @@ impl Reach {
     pub(super) fn of(connection: &Connection) -> rusqlite::Result<Self> {
         let select = "SELECT MAX((SELECT COALESCE(MAX(epoch), 0) FROM archive_meta),
                                  (SELECT COALESCE(MAX(epoch), 0) FROM conversation_epochs)),
-                             (SELECT COALESCE(MAX(rowid), 0) FROM messages)";
+                             (SELECT COALESCE(MAX(row), 0) FROM messages)";
         let mut select = connection.prepare_cached(select)?;
         select.query_row([], |row| Ok(Self { epoch: row.get(0)?, row: row.get(1)? }))
     }

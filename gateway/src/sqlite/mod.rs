@@ -4,6 +4,7 @@
 //! that read ([`reader`]), over bounded queues. Always: no call blocks the task it comes from, what was answered is on
 //! the disk, a full queue or a late answer is an error and not a wait, and one process has the file ([`schema`]).
 
+mod ids;
 mod mark;
 mod reader;
 pub(crate) mod schema;
@@ -24,6 +25,7 @@ use tidegate_core::ports::{
 };
 use tokio::sync::oneshot;
 
+use ids::{Ids, RECENT_MAX};
 use mark::Mark;
 use reader::Question;
 use writer::Change;
@@ -89,6 +91,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct SqliteArchive {
     epoch: Epoch,
+    ids: Arc<Ids>,
     /// `None` only while it is dropped.
     queues: Option<Queues>,
     readers: Vec<JoinHandle<()>>,
@@ -110,9 +113,18 @@ impl SqliteArchive {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, RECENT_MAX)
+    }
+
+    fn open_with(path: &Path, recent_ids_max: usize) -> Result<Self, OpenError> {
         let lock = schema::lock(path)?;
         let (connection, epoch) = schema::open_writer(path, &lock)?;
         let mark = Mark::new(lock.try_clone().map_err(OpenError::Threads)?);
+        let ids = Arc::new(Ids::new(recent_ids_max));
+        if let Err(error) = ids.recent_rows(&connection, std::iter::empty()) {
+            // A damaged file serves what can still be read of it; whoever needs the ids gets the error.
+            tracing::error!(%error, "the newest messages could not be read");
+        }
         let (changes, change_queue) = sync_channel(CHANGES_MAX);
         let (questions, question_queue) = sync_channel(QUESTIONS_MAX);
         let question_queue = Arc::new(Mutex::new(question_queue));
@@ -121,9 +133,10 @@ impl SqliteArchive {
             let (connection, queue) = (schema::open_reader(path)?, Arc::clone(&question_queue));
             readers.push(spawn("archive-reader", move || reader::run(connection, &queue))?);
         }
-        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue, mark))?;
+        let of_writer = Arc::clone(&ids);
+        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue, &of_writer, mark))?;
         let queues = Some(Queues { changes, questions });
-        Ok(Self { epoch, queues, readers, writer: Some(writer), _lock: lock })
+        Ok(Self { epoch, ids, queues, readers, writer: Some(writer), _lock: lock })
     }
 
     /// Writes what is queued, moves the log into the file and gives the file free.
@@ -230,8 +243,8 @@ impl Archive for SqliteArchive {
     }
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
-        let messages = messages.to_vec();
-        self.ask(move |connection| reader::find(connection, &messages)).await
+        let (messages, ids) = (messages.to_vec(), Arc::clone(&self.ids));
+        self.ask(move |connection| reader::find(connection, &ids, &messages)).await
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -323,3 +336,6 @@ impl Archive for SqliteArchive {
         self.ask(|connection| connection.query_row("SELECT 1", [], |_| Ok(()))).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,11 +14,14 @@ use super::OpenError;
 use super::mark::Reach;
 
 /// In order; a migration's number is its place, from 1.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_archive.sql"), include_str!("migrations/0002_conversation_epochs.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_archive.sql"),
+    include_str!("migrations/0002_conversation_epochs.sql"),
+    include_str!("migrations/0003_message_ids.sql"),
+];
 
-/// Pages kept in memory by the writer, in KiB. Insertions touch the id index at random; as long as it is in here they
-/// read nothing.
+/// Pages kept in memory by the writer, in KiB. Every new id is looked for in the table of ids, at random; as long as that is
+/// in here, nothing is read for it.
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// As above, for each reader; most of what it reads comes from the mapped file.
 const READER_CACHE_KIB: i64 = 8 * 1024;
@@ -26,10 +29,8 @@ const READER_CACHE_KIB: i64 = 8 * 1024;
 /// The part of the file that is read through a mapping, in bytes.
 const MMAP_BYTES: i64 = 1 << 30;
 
-/// Pages in the log before a commit moves them into the file: 64 MiB. Message ids are random, so each row writes a page of
-/// their index; the longer the log, the more rows share one page's way into the file. Measured with 1 M rows, 16
-/// conversations and batches of 256: 42,600 rows a second with 16,000 pages, 39,300 with 4,000. Pages of 1 or 2 KiB were
-/// no quicker.
+/// Pages in the log before a commit moves them into the file: 64 MiB. The longer the log, the more rows share one page's way
+/// into the file.
 const CHECKPOINT_PAGES: i64 = 16_000;
 
 /// Size the log is cut back to after a checkpoint, in bytes.
