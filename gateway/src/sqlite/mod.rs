@@ -23,6 +23,8 @@ use tidegate_core::ports::{
 };
 use tokio::sync::oneshot;
 
+use crate::writing::Writing;
+
 use reader::Question;
 use writer::Change;
 
@@ -90,6 +92,7 @@ pub struct SqliteArchive {
     queues: Option<Queues>,
     readers: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<()>>,
+    writing: Writing,
     /// Given back last, when no thread holds a connection any more.
     _lock: File,
 }
@@ -119,7 +122,8 @@ impl SqliteArchive {
         }
         let writer = spawn("archive-writer", move || writer::run(connection, &change_queue))?;
         let queues = Some(Queues { changes, questions });
-        Ok(Self { epoch, queues, readers, writer: Some(writer), _lock: lock })
+        let writing = Writing::default();
+        Ok(Self { epoch, queues, readers, writer: Some(writer), writing, _lock: lock })
     }
 
     /// Writes what is queued, moves the log into the file and gives the file free.
@@ -211,6 +215,9 @@ fn port_error(error: &rusqlite::Error) -> PortError {
             | ErrorCode::OperationInterrupted
             | ErrorCode::FileLockingProtocolFailed,
         ) => PortError::Unavailable { service: SERVICE, detail },
+        Some(ErrorCode::TooBig | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
+            PortError::Unfit { service: SERVICE, detail }
+        }
         _ => PortError::Refused { service: SERVICE, detail },
     }
 }
@@ -227,7 +234,7 @@ impl Archive for SqliteArchive {
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
         let messages = messages.to_vec();
-        self.ask(move |connection| reader::find(connection, &messages)).await
+        self.writing.learn("find", self.ask(move |connection| reader::find(connection, &messages)).await)
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -243,7 +250,7 @@ impl Archive for SqliteArchive {
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
         let (reply, answer) = oneshot::channel();
         enqueue(&self.queues().changes, Change::Persist { batch: batch.clone(), reply })?;
-        await_answer(answer).await
+        self.writing.learn("persist", await_answer(answer).await)
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
@@ -316,6 +323,7 @@ impl Archive for SqliteArchive {
     }
 
     async fn ping(&self) -> PortResult<()> {
-        self.ask(|connection| connection.query_row("SELECT 1", [], |_| Ok(()))).await
+        self.ask(|connection| connection.query_row("SELECT 1", [], |_| Ok(()))).await?;
+        self.writing.is_well()
     }
 }
