@@ -211,6 +211,40 @@ impl Client {
         client
     }
 
+    /// As [`Client::open`]; `None` if nobody listens there.
+    pub async fn try_open(address: std::net::SocketAddr) -> Option<Self> {
+        let mut client = Self::over(TcpStream::connect(address).await.ok()?);
+        client.wire.get_mut().write_all(&Opening::CURRENT.encode()).await.ok()?;
+        Some(client)
+    }
+
+    /// As [`Client::ask`]; `None` if the connection ends before the answer. Pushes are left out.
+    pub async fn try_ask<R: prost::Message + Default>(
+        &mut self,
+        kind: Kind,
+        message: &impl prost::Message,
+    ) -> Option<Result<R, Code>> {
+        self.next += 1;
+        let mut bytes = BytesMut::new();
+        frame::put_message(&mut bytes, kind, self.next, message);
+        let frame = frame::next_frame(&mut bytes.freeze(), 1 << 24).unwrap().unwrap();
+        self.wire.send(frame).await.ok()?;
+        loop {
+            let frame = tokio::time::timeout(DEADLINE, self.wire.next()).await.expect("a frame in time")?.ok()?;
+            if frame.head.kind < 0x80 && frame.head.correlation == self.next {
+                if frame.head.kind == Kind::Error as u8 {
+                    return Some(Err(v1::Error::decode(frame.payload).unwrap().code()));
+                }
+                return Some(Ok(R::decode(frame.payload).unwrap()));
+            }
+        }
+    }
+
+    /// As [`Client::send`]; `None` if the connection ends before the answer.
+    pub async fn try_send(&mut self, conversation: &str, key: &str, body: &str) -> Option<Result<v1::SendAck, Code>> {
+        self.try_ask(Kind::Send, &send(conversation, key, body)).await
+    }
+
     /// Over a socket on which nothing was said yet.
     pub fn over(stream: TcpStream) -> Self {
         let codec = FrameCodec { frame_bytes_max: 1 << 20 };
