@@ -1,7 +1,7 @@
-//! Whether what is to be written to an archive arrives.
+//! Whether what is to be written to an archive or a hot store arrives.
 //!
-//! In go the answers to the calls that only ingest turns make, and repeat until they succeed; out comes what readiness should know: a server that is read-only, full or
-//! lacks a table still answers every ping. Always: a call's success ends the trouble with its kind; trouble of which nothing
+//! In go the answers to the calls that only ingest turns make, and repeat until they succeed; out comes what readiness should know: a server that is read-only (a
+//! replica after a failover), full or lacks a table still answers every ping. Always: a call's success ends the trouble with its kind; trouble of which nothing
 //! more is heard is forgotten.
 
 use std::sync::{Mutex, PoisonError};
