@@ -271,7 +271,7 @@ fn ingest_from_wire(event: wire::IngestEvent) -> Result<IngestEvent, EventError>
                 sender: user(a.sender_id)?,
                 session: SessionId(a.session_id),
                 gateway: a.gateway_id.parse().map_err(|_| EventError::Field("gateway_id"))?,
-                accepted_at: Millis(a.accepted_at_ms),
+                accepted_at: millis(a.accepted_at_ms)?,
                 content_type: v1::ContentType::try_from(a.content_type)
                     .map_err(|_| EventError::Field("content_type"))?,
                 body: a.body,
@@ -364,6 +364,11 @@ fn receipt_from_wire(receipt: &wire::ReceiptMoved) -> Result<ReceiptMoved, Event
 
 fn conversation(text: &str) -> Result<ConversationId, EventError> {
     text.parse().map_err(|_| EventError::Field("conversation_id"))
+}
+
+/// Archives keep times in signed 64 bits.
+fn millis(at: u64) -> Result<Millis, EventError> {
+    if i64::try_from(at).is_err() { Err(EventError::Field("accepted_at_ms")) } else { Ok(Millis(at)) }
 }
 
 /// Archives count users in signed 64 bits, from 1.

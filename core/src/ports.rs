@@ -26,9 +26,18 @@ pub enum PortError {
         /// For the log; never shown to clients, never holds a secret.
         detail: String,
     },
-    /// The service answered and will answer the same again: a broken schema, a wrong type, a refused value.
+    /// The service answered and will answer the same again: a broken schema, a wrong type.
     #[error("{service} refused: {detail}")]
     Refused {
+        /// As above.
+        service: &'static str,
+        /// As above.
+        detail: String,
+    },
+    /// The service works, and takes neither now nor later a value of this call: too long, out of range, against a rule of
+    /// the database. Other calls it takes.
+    #[error("{service} takes no such value: {detail}")]
+    Unfit {
         /// As above.
         service: &'static str,
         /// As above.
@@ -76,12 +85,36 @@ pub trait IngestQueue: Send + Sync + 'static {
         events: Vec<IngestEvent>,
     ) -> impl Future<Output = PortResult<Self::Confirm>> + Send;
 
+    /// Puts events that can never be processed to the dead letters, where people find them with their reasons and can give
+    /// them back to MQ1. Durable, as far as the queue is, when it returns.
+    ///
+    /// # Errors
+    /// [`PortError::Unavailable`] if any of them is not known to be there; repeating may put some there twice.
+    fn bury(&self, partition: Partition, letters: Vec<DeadLetter>) -> impl Future<Output = PortResult<()>> + Send;
+
     /// Becomes a consumer of `partition`. With several gateway instances one of them is active at a time, the others
     /// wait inside [`IngestConsumer::next_batch`].
     ///
     /// # Errors
     /// [`PortError::Unavailable`] if the broker cannot be reached.
     fn consume(&self, partition: Partition) -> impl Future<Output = PortResult<Self::Consumer>> + Send;
+}
+
+/// An event that can never be processed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// What was to be processed.
+    pub event: IngestEvent,
+    /// Why it cannot be, for the operator.
+    pub reason: String,
+}
+
+impl DeadLetter {
+    /// Bytes the letter holds on to, for bounds.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        self.event.weight_bytes() + self.reason.len()
+    }
 }
 
 /// Events taken from MQ1 that wait for their acknowledgement.
@@ -566,6 +599,7 @@ pub trait Archive: Send + Sync + 'static {
     /// # Errors
     /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Conflict`] if a
     /// different message holds a sequence of the batch, or the archive has one of its messages in another place.
+    /// [`PortError::Unfit`] if it will never take a value in the batch.
     fn persist(&self, batch: &PersistBatch) -> impl Future<Output = PortResult<()>> + Send;
 
     /// One page, ascending, at most `size` messages.

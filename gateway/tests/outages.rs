@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use support::process::{Process, until_down, until_ready};
-use support::servers::{ALL, Servers};
+use support::servers::{ALL, Proxy, Servers};
 use support::{Account, Client, eventually};
 use tidegate_core::ids::UserId;
 use tidegate_proto::Kind;
@@ -36,7 +36,7 @@ const RECOVERY_MAX: Duration = Duration::from_secs(20);
 
 /// What a flood may add to the gateway's memory: full accept queues (two partitions of 16 MiB), what is on its way to the
 /// broker, and what the allocator keeps.
-const GROWTH_MAX: u64 = 96 << 20;
+const GROWTH_MAX: u64 = 64 << 20;
 
 /// What people can expect while a fault lasts.
 struct Expected {
@@ -51,7 +51,7 @@ struct Expected {
 }
 
 /// Without a broker nothing can be accepted; who is connected can still read.
-const NO_BROKER: Expected = Expected { part: "broker", sends: false, logins: true, histories: true, flood_mib: 192 };
+const NO_BROKER: Expected = Expected { part: "broker", sends: false, logins: true, histories: true, flood_mib: 128 };
 
 /// The broker keeps what is sent until there are sequences again.
 const NO_REDIS: Expected = Expected { part: "hot_store", sends: true, logins: false, histories: true, flood_mib: 8 };
@@ -238,6 +238,17 @@ impl Town {
         heard.await.unwrap_or_else(|_| panic!("not pushed: {body}"));
     }
 
+    /// A service takes its time, and everything works all the same.
+    async fn bear(&mut self, name: &str) {
+        let body = format!("during {name}");
+        self.say(&body).await.unwrap_or_else(|code| panic!("{body}: {code:?}"));
+        self.ben_hears(&body).await;
+        self.log_in(&self.anna, "phone").await.unwrap_or_else(|code| panic!("{name}: a login: {code:?}"));
+        self.newest_page().await.unwrap_or_else(|code| panic!("{name}: a page of history: {code:?}"));
+        let (ready, down) = self.gateway.readiness().await;
+        assert!(ready, "{name}: down are {down:?}");
+    }
+
     async fn suffer(&mut self, name: &str, expected: &Expected, carl_pc: Client) {
         let noticed = until_down(&self.gateway, expected.part, NOTICE_MAX).await;
         eprintln!("  {name}: /readyz names {} after {noticed:?}", expected.part);
@@ -272,6 +283,34 @@ impl Town {
         eprintln!("  {name}: ready after {ready:?}, sent after {sent:?}, pushed after {pushed:?}");
         self.talk.check(name, &mut self.ben_pc).await;
         self.flooded.check(name, &mut self.ben_pc).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_service_is_waited_for_but_not_for_ever() {
+    /// As far away as another continent.
+    const FAR: Duration = Duration::from_millis(150);
+    /// Beyond every bound of a call, there and back.
+    const TOO_FAR: Duration = Duration::from_secs(3);
+    let Some(servers) = Servers::start("outages-slow", &ALL) else { return };
+    let rabbitmq = Proxy::to(servers.address("rabbitmq")).await;
+    let redis = Proxy::to(servers.address("redis")).await;
+    let mysql = Proxy::to(servers.address("mariadb")).await;
+    let settings = [
+        ("TIDEGATE_BACKEND", "services".to_owned()),
+        ("TIDEGATE_RABBITMQ_URL", servers.rabbitmq_url_at(rabbitmq.address)),
+        ("TIDEGATE_REDIS_URL", servers.redis_url_at(redis.address)),
+        ("TIDEGATE_MYSQL_URL", servers.mysql_url_at(mysql.address)),
+    ];
+    let gateway = Process::start("gw-outages", &settings, &["rabbitmq.partitions=2"]);
+    let mut town = Town::settle(servers, gateway).await;
+    let services = [("rabbitmq", rabbitmq, NO_BROKER), ("redis", redis, NO_REDIS), ("mysql", mysql, NO_MYSQL)];
+    for (name, proxy, expected) in services {
+        proxy.slow_by(FAR);
+        town.bear(&format!("{name} slow")).await;
+        proxy.slow_by(Duration::ZERO);
+        let (begin, end) = (|_: &Servers| proxy.slow_by(TOO_FAR), |_: &Servers| proxy.slow_by(Duration::ZERO));
+        town.endure(&format!("{name} too slow"), &expected, begin, end).await;
     }
 }
 

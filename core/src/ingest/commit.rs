@@ -9,6 +9,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::IngestEngine;
+use super::poison::Apart;
 use super::turn::Known;
 use crate::clock::Clock;
 use crate::event::{Accepted, ReceiptMoved, StoredMessage};
@@ -32,6 +33,8 @@ pub(super) struct Committed {
     pub persist: PersistBatch,
     /// Of all these, afterwards.
     pub ends: Ends,
+    /// What the archive will never take; it is with the dead letters.
+    pub unfit: Vec<Accepted>,
 }
 
 impl<B: Backend, C: Clock> IngestEngine<B, C> {
@@ -43,13 +46,18 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         receipts: Vec<ReceiptMoved>,
     ) -> PortResult<Committed> {
         let (mut known, mut fresh) = self.dedupe(messages).await?;
-        let mut persist = PersistBatch { messages: Vec::new(), receipts };
         let mut attempt = 1;
         loop {
             let mut ends = self.ends(&known, &fresh).await?;
-            persist.messages = self.sequence(&fresh, &mut ends).await?;
-            match self.persist(&persist, &mut ends).await {
-                Ok(()) => return Ok(Committed { known, persist, ends }),
+            let messages = self.sequence(&fresh, &mut ends).await?;
+            let persist = PersistBatch { messages, receipts: receipts.clone() };
+            let committed = match self.persist(&persist, &mut ends).await {
+                Ok(()) => Ok(Apart { persist, unfit: Vec::new() }),
+                Err(PortError::Unfit { .. }) => self.commit_apart(&fresh, &receipts, &mut ends).await,
+                Err(error) => Err(error),
+            };
+            match committed {
+                Ok(Apart { persist, unfit }) => return Ok(Committed { known, persist, ends, unfit }),
                 Err(error @ PortError::Conflict { .. }) if attempt < COMMITS_MAX => {
                     metrics::counter!(meter::INGEST_CONFLICTS).increment(1);
                     tracing::warn!(partition = self.partition.0, %error, "looking again at what is stored");
@@ -126,7 +134,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     }
 
     /// Gives every message its place. The order within a conversation is the queue's.
-    async fn sequence(&mut self, messages: &[Accepted], ends: &mut Ends) -> PortResult<Vec<StoredMessage>> {
+    pub(super) async fn sequence(&mut self, messages: &[Accepted], ends: &mut Ends) -> PortResult<Vec<StoredMessage>> {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
@@ -205,7 +213,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     }
 
     /// Commits, and moves the ends along.
-    async fn persist(&mut self, batch: &PersistBatch, ends: &mut Ends) -> PortResult<()> {
+    pub(super) async fn persist(&mut self, batch: &PersistBatch, ends: &mut Ends) -> PortResult<()> {
         if batch.messages.is_empty() && batch.receipts.is_empty() {
             return Ok(());
         }

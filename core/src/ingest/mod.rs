@@ -7,6 +7,7 @@
 
 mod commit;
 pub mod members;
+mod poison;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -111,11 +112,12 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     async fn turn(&mut self, batch: IngestBatch, consumer: &mut impl IngestConsumer) -> PortResult<()> {
         let sorted = Sorted::from(batch.events);
         let receipts = self.bounded_receipts(sorted.receipts).await?;
-        let Committed { known, persist, ends } = self.commit(sorted.messages, receipts).await?;
+        let Committed { known, persist, ends, unfit } = self.commit(sorted.messages, receipts).await?;
 
         let audience = self.audience(&persist.messages, &known).await?;
         let mut outgoing = Outgoing::new(&ends, &audience);
         outgoing.add_repetitions(&known, &sorted.conflicts);
+        unfit.iter().for_each(|accepted| outgoing.add_unfit(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
         let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
@@ -261,6 +263,12 @@ impl<'a> Outgoing<'a> {
         metrics::counter!(meter::INGEST_REPEATED, "kind" => "conflict").increment(1);
         let text = "the client_msg_id was used before with another conversation or body";
         let event = rejected(accepted, Code::Conflict, text);
+        self.to_gateways.entry(accepted.gateway.clone()).or_default().push(event);
+    }
+
+    /// A message that was acknowledged and cannot be kept after all.
+    fn add_unfit(&mut self, accepted: &Accepted) {
+        let event = rejected(accepted, Code::Internal, "the message cannot be stored");
         self.to_gateways.entry(accepted.gateway.clone()).or_default().push(event);
     }
 

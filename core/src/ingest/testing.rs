@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use prost::Message as _;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tidegate_proto::v1;
 
 use super::IngestEngine;
@@ -22,7 +22,7 @@ use crate::ids::{
     ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
 };
 use crate::ports::{
-    Archive, Backend, Beat, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, Joined, Page,
+    Archive, Backend, Beat, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, Joined, Page,
     PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer, PushQueue,
     PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
 };
@@ -47,6 +47,8 @@ impl Clock for Impatient {
 pub(super) enum Fate {
     /// It is not done, and an error says so.
     Fail,
+    /// It is not done, and never will be, says the service.
+    Refuse,
     /// It is done, and an error hides it.
     LoseReply,
     /// Something else happens first, then it is done.
@@ -82,6 +84,7 @@ impl Faults {
         match fate {
             None => call.await,
             Some(Fate::Fail) => Err(lost()),
+            Some(Fate::Refuse) => Err(PortError::Refused { service: "test", detail: step.to_owned() }),
             Some(Fate::LoseReply) => call.await.and(Err(lost())),
             Some(Fate::Meanwhile(work)) => {
                 work();
@@ -105,6 +108,19 @@ pub(super) struct Faulty<P> {
     pub(super) inner: P,
     faults: Faults,
     breaks: Arc<AtomicU64>,
+    unfit: Unfit,
+}
+
+/// What the archive never takes: messages by their id, receipts by their user.
+#[derive(Clone, Default)]
+struct Unfit(Arc<Mutex<(FxHashSet<MessageId>, FxHashSet<UserId>)>>);
+
+impl Unfit {
+    fn is_in(&self, batch: &PersistBatch) -> bool {
+        let (messages, users) = &*self.0.lock().expect("no test panics here");
+        batch.messages.iter().any(|message| messages.contains(&message.message_id))
+            || batch.receipts.iter().any(|receipt| users.contains(&receipt.user))
+    }
 }
 
 macro_rules! with_fates {
@@ -144,11 +160,20 @@ impl Archive for Faulty<MemoryArchive> {
         self.breaks.load(Ordering::SeqCst)
     }
 
+    async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
+        let attempt = async {
+            if self.unfit.is_in(batch) {
+                return Err(PortError::Unfit { service: "test", detail: "not here".to_owned() });
+            }
+            self.inner.persist(batch).await
+        };
+        self.faults.around("persist", attempt).await
+    }
+
     with_fates! {
         find(messages: &[MessageId]) -> Vec<StoredMessage>;
         ends(conversations: &[ConversationId]) -> Vec<End>;
         begin_epoch(conversations: &[(ConversationId, Epoch)]) -> Vec<Epoch>;
-        persist(batch: &PersistBatch) -> ();
         history(conversation: ConversationId, page: Page, size: u32) -> Vec<StoredMessage>;
         missing(after: &[(ConversationId, Seq)], max_each: u32) -> Vec<Vec<StoredMessage>>;
         watermarks(conversations: &[ConversationId]) -> Vec<Vec<Watermark>>;
@@ -218,8 +243,8 @@ impl World {
         Self {
             ingest: EmbeddedIngestQueue::new(1),
             push: Published::default(),
-            hot: Faulty { inner: hot, faults: faults.clone(), breaks: Arc::default() },
-            archive: Faulty { inner: archive, faults: faults.clone(), breaks },
+            hot: Faulty { inner: hot, faults: faults.clone(), breaks: Arc::default(), unfit: Unfit::default() },
+            archive: Faulty { inner: archive, faults: faults.clone(), breaks, unfit: Unfit::default() },
             faults,
         }
     }
@@ -239,6 +264,17 @@ impl World {
 
     pub(super) fn memory(&self) -> &MemoryArchive {
         &self.archive.inner
+    }
+
+    /// From now on the archive never takes the message, nor a receipt of the user.
+    pub(super) fn make_unfit(&self, message: MessageId, user: UserId) {
+        let mut unfit = self.archive.unfit.0.lock().expect("no test panics here");
+        unfit.0.insert(message);
+        unfit.1.insert(user);
+    }
+
+    pub(super) fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.ingest.dead_letters()
     }
 
     pub(super) fn lose_hot_store(&self) {

@@ -418,3 +418,69 @@ async fn a_stored_message_is_pushed_though_a_contradiction_stands_before_it() {
     assert_eq!(told(&world), [(100, 1, id(1))]);
     assert!(world.rejected().contains(&id(1)));
 }
+
+/// One event that is never taken among many: at every place, beside others, and the last one of all.
+#[tokio::test]
+async fn what_the_archive_never_takes_is_buried_alone() {
+    for (count, unfit) in [(1, 1), (2, 1), (2, 2), (7, 3), (64, 1), (64, 33), (64, 64)] {
+        let world = World::new();
+        let mut engine = world.engine();
+        world.make_unfit(id(unfit), UserId(9));
+        let mut events: Vec<_> = (1..=count).map(|n| message(ROOM, n)).collect();
+        events.extend([message(OTHER, 200), receipt(OTHER, 9, 1), receipt(OTHER, 2, 1)]);
+        // A receipt reads what was there before.
+        turn_of(&mut engine, vec![message(OTHER, 199)]).await;
+        turn_of(&mut engine, events).await;
+        turn_of(&mut engine, vec![message(ROOM, 100)]).await;
+        let kept: Vec<_> = ids((1..=count).filter(|n| *n != unfit).chain([100]));
+        assert_eq!(world.dense(ROOM).await, kept, "{unfit} of {count}: the others, without a gap");
+        assert_eq!(world.dense(OTHER).await, ids([199, 200]));
+        let pushed: Vec<_> = told(&world).into_iter().map(|(_, _, id)| id).collect();
+        assert_eq!(pushed, kept);
+        assert_eq!(world.rejected(), ids([unfit]), "its sender is told");
+        let dead = world.dead_letters();
+        let events: Vec<_> = dead.iter().map(|letter| letter.event.clone()).collect();
+        assert_eq!(events, [message(ROOM, unfit), receipt(OTHER, 9, 1)]);
+        assert!(dead.iter().all(|letter| letter.reason.contains("not here")), "{dead:?}");
+    }
+}
+
+/// An archive that stores nothing at present is waited for, and costs no message.
+#[tokio::test]
+async fn an_archive_that_cannot_store_buries_nothing() {
+    let world = World::new();
+    let mut engine = world.engine();
+    for _ in 0..20 {
+        world.faults.next("persist", Fate::Refuse);
+    }
+    turn(&mut engine, 1..=3).await;
+    assert!(world.faults.are_spent());
+    assert_eq!(world.dense(ROOM).await, ids(1..=3));
+    assert_eq!(world.dead_letters(), []);
+}
+
+/// Somebody else writes to the same conversation while an event is being singled out.
+#[tokio::test]
+async fn singling_out_survives_a_rival_and_lost_answers() {
+    let world = World::new();
+    let (mut engine, rival_world) = (world.engine(), world.beside());
+    turn(&mut engine, 1..=2).await;
+    world.make_unfit(id(6), UserId(9));
+    world.faults.next("persist", Fate::Fail);
+    world.faults.next("persist", Fate::LoseReply);
+    world.faults.next(
+        "persist",
+        Fate::Meanwhile(Box::new(move || {
+            let mut rival = rival_world.engine();
+            let work = async { turn(&mut rival, 20..=21).await };
+            futures_util::FutureExt::now_or_never(work).expect("nothing waits in memory");
+        })),
+    );
+    turn(&mut engine, 3..=8).await;
+    assert!(world.faults.are_spent());
+    let mut stored = world.dense(ROOM).await;
+    stored.sort();
+    assert_eq!(stored, ids([1, 2, 3, 4, 5, 7, 8, 20, 21]));
+    assert!(world.dead_letters().iter().all(|letter| letter.event == message(ROOM, 6)));
+    assert!(!world.dead_letters().is_empty());
+}

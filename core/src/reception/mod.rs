@@ -99,7 +99,7 @@ impl From<PortError> for Refusal {
         let code = match error {
             PortError::Unavailable { .. } => Code::Unavailable,
             PortError::Closed => Code::Draining,
-            PortError::Refused { .. } | PortError::Conflict { .. } => Code::Internal,
+            PortError::Refused { .. } | PortError::Unfit { .. } | PortError::Conflict { .. } => Code::Internal,
         };
         Self { code, close: None }
     }

@@ -15,9 +15,10 @@ use tidegate_core::ids::{
     ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
 };
 use tidegate_core::ports::{
-    Archive, Backend, Beat, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, Joined, Page,
-    PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer, PushQueue,
-    PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
+    Archive, Backend, Beat, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue,
+    Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer,
+    PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User,
+    Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -185,6 +186,12 @@ impl IngestQueue for Ports {
             }
             confirm.await
         }))
+    }
+
+    /// Nothing here is unfit to be stored.
+    async fn bury(&self, _partition: Partition, letters: Vec<DeadLetter>) -> PortResult<()> {
+        self.shared.sim.violation(format!("guarantee 1: a good event is buried: {letters:?}"));
+        Ok(())
     }
 
     async fn consume(&self, partition: Partition) -> PortResult<Consumer> {

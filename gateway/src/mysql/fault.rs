@@ -10,6 +10,15 @@ use super::SERVICE;
 
 /// Server error numbers, as MySQL's and MariaDB's references list them.
 mod code {
+    /// A value that no row takes: null, out of range, malformed, too long, or against a rule that an operator gave the table
+    /// (a trigger's SIGNAL, a CHECK of MySQL or MariaDB).
+    pub(super) const BAD_NULL: u16 = 1048;
+    pub(super) const OUT_OF_RANGE: u16 = 1264;
+    pub(super) const TRUNCATED_WRONG_VALUE: u16 = 1366;
+    pub(super) const DATA_TOO_LONG: u16 = 1406;
+    pub(super) const SIGNAL_EXCEPTION: u16 = 1644;
+    pub(super) const CHECK_VIOLATED: u16 = 3819;
+    pub(super) const CONSTRAINT_FAILED: u16 = 4025;
     pub(super) const CON_COUNT: u16 = 1040;
     /// Rights, databases and tables come and go: a server that is set up anew, restored or failed over lacks some of them
     /// for a while. Whoever repeats the call loses nothing.
@@ -119,7 +128,9 @@ impl Fault {
             }
             Self::Driver(Error::Server(error)) => {
                 let detail = format!("error {}: {}", error.code, error.message);
-                if is_passing(error.code) {
+                if is_about_a_value(error.code) {
+                    PortError::Unfit { service: SERVICE, detail }
+                } else if is_passing(error.code) {
                     PortError::Unavailable { service: SERVICE, detail }
                 } else {
                     PortError::Refused { service: SERVICE, detail }
@@ -130,6 +141,20 @@ impl Fault {
             }
         }
     }
+}
+
+/// Whether the server takes other values.
+fn is_about_a_value(code: u16) -> bool {
+    matches!(
+        code,
+        code::BAD_NULL
+            | code::OUT_OF_RANGE
+            | code::TRUNCATED_WRONG_VALUE
+            | code::DATA_TOO_LONG
+            | code::SIGNAL_EXCEPTION
+            | code::CHECK_VIOLATED
+            | code::CONSTRAINT_FAILED
+    )
 }
 
 /// Whether the server may answer otherwise later.

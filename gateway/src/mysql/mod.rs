@@ -11,7 +11,6 @@ mod row;
 mod schema;
 mod widths;
 mod writer;
-mod writing;
 
 use std::fmt;
 use std::time::Duration;
@@ -24,11 +23,12 @@ use tidegate_core::ports::{
 };
 use tokio::time::timeout;
 
+use crate::writing::Writing;
+
 use fault::{Fault, Remedy};
 use pool::Pool;
 use reader::Reader;
 use writer::Writer;
-use writing::Writing;
 
 const SERVICE: &str = "mysql";
 
@@ -226,7 +226,7 @@ impl Archive for MySqlArchive {
     }
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
-        call!(self, repeated, |conn| self.reader.find(conn, messages))
+        self.writing.learn("find", call!(self, repeated, |conn| self.reader.find(conn, messages)))
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -239,9 +239,7 @@ impl Archive for MySqlArchive {
 
     /// Not repeated on a new connection: what the server at its end has must be looked at first, and the caller does that.
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
-        let persisted = call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch));
-        self.writing.learn(&persisted);
-        persisted
+        self.writing.learn("persist", call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch)))
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {

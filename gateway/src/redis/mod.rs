@@ -30,6 +30,7 @@ pub use self::config::RedisConfig;
 use self::keys::Keys;
 use self::link::Link;
 use self::scripts::Scripts;
+use crate::writing::Writing;
 
 /// Our name in a [`PortError`].
 const SERVICE: &str = "redis";
@@ -48,6 +49,7 @@ pub struct RedisHotStore {
     keys: Keys,
     scripts: Scripts,
     link: Link,
+    writing: Writing,
 }
 
 impl RedisHotStore {
@@ -60,17 +62,26 @@ impl RedisHotStore {
         let (presence_ttl, gateway_ttl, keys) = (config.presence_ttl, config.gateway_ttl, Keys::new(&config));
         let process = format!("{:016x}", getrandom::u64().map_err(|_| no_randomness())?);
         let link = Link::connect(config).await?;
-        Ok(Self { gateway, process, presence_ttl, gateway_ttl, keys, scripts: Scripts::new(), link })
+        Ok(Self {
+            gateway,
+            process,
+            presence_ttl,
+            gateway_ttl,
+            keys,
+            scripts: Scripts::new(),
+            link,
+            writing: Writing::default(),
+        })
     }
 }
 
 impl HotStore for RedisHotStore {
     async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
-        self.give(runs).await
+        self.writing.learn("sequence", self.give(runs).await)
     }
 
     async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.keep(ends).await
+        self.writing.learn("settle", self.keep(ends).await)
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
@@ -90,7 +101,7 @@ impl HotStore for RedisHotStore {
     }
 
     async fn file(&self, filings: &[Filing]) -> PortResult<()> {
-        self.file_all(filings).await
+        self.writing.learn("file", self.file_all(filings).await)
     }
 
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
@@ -122,7 +133,8 @@ impl HotStore for RedisHotStore {
     }
 
     async fn ping(&self) -> PortResult<()> {
-        self.link.ping().await
+        self.link.ping().await?;
+        self.writing.is_well()
     }
 }
 

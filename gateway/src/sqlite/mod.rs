@@ -25,6 +25,7 @@ use tidegate_core::ports::{
 };
 use tokio::sync::oneshot;
 
+use crate::writing::Writing;
 use ids::{Ids, RECENT_MAX};
 use mark::Mark;
 use reader::Question;
@@ -96,6 +97,7 @@ pub struct SqliteArchive {
     queues: Option<Queues>,
     readers: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<()>>,
+    writing: Writing,
     /// Given back last, when no thread holds a connection any more.
     _lock: File,
 }
@@ -136,7 +138,8 @@ impl SqliteArchive {
         let of_writer = Arc::clone(&ids);
         let writer = spawn("archive-writer", move || writer::run(connection, &change_queue, &of_writer, mark))?;
         let queues = Some(Queues { changes, questions });
-        Ok(Self { epoch, ids, queues, readers, writer: Some(writer), _lock: lock })
+        let writing = Writing::default();
+        Ok(Self { epoch, ids, queues, readers, writer: Some(writer), writing, _lock: lock })
     }
 
     /// Writes what is queued, moves the log into the file and gives the file free.
@@ -228,6 +231,9 @@ fn port_error(error: &rusqlite::Error) -> PortError {
             | ErrorCode::OperationInterrupted
             | ErrorCode::FileLockingProtocolFailed,
         ) => PortError::Unavailable { service: SERVICE, detail },
+        Some(ErrorCode::TooBig | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
+            PortError::Unfit { service: SERVICE, detail }
+        }
         _ => PortError::Refused { service: SERVICE, detail },
     }
 }
@@ -244,7 +250,8 @@ impl Archive for SqliteArchive {
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
         let (messages, ids) = (messages.to_vec(), Arc::clone(&self.ids));
-        self.ask(move |connection| reader::find(connection, &ids, &messages)).await
+        let found = self.ask(move |connection| reader::find(connection, &ids, &messages)).await;
+        self.writing.learn("find", found)
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -260,7 +267,7 @@ impl Archive for SqliteArchive {
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
         let (reply, answer) = oneshot::channel();
         enqueue(&self.queues().changes, Change::Persist { batch: batch.clone(), reply })?;
-        await_answer(answer).await
+        self.writing.learn("persist", await_answer(answer).await)
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
@@ -333,7 +340,8 @@ impl Archive for SqliteArchive {
     }
 
     async fn ping(&self) -> PortResult<()> {
-        self.ask(|connection| connection.query_row("SELECT 1", [], |_| Ok(()))).await
+        self.ask(|connection| connection.query_row("SELECT 1", [], |_| Ok(()))).await?;
+        self.writing.is_well()
     }
 }
 

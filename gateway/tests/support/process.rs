@@ -78,11 +78,22 @@ impl Process {
 
     /// The status and the body of an answer; `Err` says what went wrong with the connection.
     pub async fn request(&self, method: &str, path: &str, body: Option<Value>) -> Result<(u16, String), String> {
+        self.request_as("", method, path, body).await
+    }
+
+    /// As [`Process::request`], as somebody who is logged in.
+    pub async fn request_as(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(u16, String), String> {
         let attempt = async {
             let mut stream = TcpStream::connect(self.http).await?;
             let body = body.map_or_else(String::new, |body| body.to_string());
             let head = format!(
-                "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                "{method} {path} HTTP/1.1\r\nhost: test\r\nsatoken: {token}\r\nconnection: close\r\ncontent-type: application/json\r\n\
                  content-length: {}\r\n\r\n",
                 body.len()
             );

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 pub const ALL: [&str; 3] = ["rabbitmq", "redis", "mariadb"];
 
@@ -107,48 +107,37 @@ impl Drop for Servers {
     }
 }
 
-/// A way to a server that can be made slow, in both directions, or cut off without a word.
+/// A way to a server that can be made slow, in both directions.
 pub struct Proxy {
     pub address: SocketAddr,
-    way: Arc<Way>,
+    delay_ms: Arc<AtomicU64>,
     accepting: tokio::task::JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Way {
-    delay_ms: AtomicU64,
-    /// Nothing passes, and nobody is told.
-    silent: AtomicBool,
 }
 
 impl Proxy {
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let way = Arc::new(Way::default());
-        let accepted_way = Arc::clone(&way);
+        let delay_ms = Arc::new(AtomicU64::new(0));
+        let delay_here = Arc::clone(&delay_ms);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let way = Arc::clone(&accepted_way);
+                let delay_ms = Arc::clone(&delay_here);
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(target).await else { return };
                     let _ = (client.set_nodelay(true), server.set_nodelay(true));
                     let ((from_client, to_client), (from_server, to_server)) =
                         (client.into_split(), server.into_split());
-                    tokio::join!(pass(&way, from_client, to_server), pass(&way, from_server, to_client));
+                    tokio::join!(pass(&delay_ms, from_client, to_server), pass(&delay_ms, from_server, to_client));
                 });
             }
         });
-        Self { address, way, accepting }
+        Self { address, delay_ms, accepting }
     }
 
     /// Bytes arrive this much later, each way.
     pub fn slow_by(&self, delay: Duration) {
-        self.way.delay_ms.store(u64::try_from(delay.as_millis()).expect("short"), Ordering::SeqCst);
-    }
-
-    pub fn silence(&self, silent: bool) {
-        self.way.silent.store(silent, Ordering::SeqCst);
+        self.delay_ms.store(u64::try_from(delay.as_millis()).expect("short"), Ordering::SeqCst);
     }
 }
 
@@ -159,12 +148,12 @@ impl Drop for Proxy {
 }
 
 /// Passes bytes on, each piece after the delay, without holding back those that follow it.
-async fn pass(way: &Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+async fn pass(delay_ms: &AtomicU64, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let (pieces, mut due) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(1024);
     let reading = async move {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let at = Instant::now() + Duration::from_millis(way.delay_ms.load(Ordering::SeqCst));
+            let at = Instant::now() + Duration::from_millis(delay_ms.load(Ordering::SeqCst));
             if pieces.send((at, buffer[..count].to_vec())).await.is_err() {
                 return;
             }
@@ -173,9 +162,6 @@ async fn pass(way: &Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let writing = async move {
         while let Some((at, piece)) = due.recv().await {
             sleep_until(at).await;
-            while way.silent.load(Ordering::SeqCst) {
-                sleep(Duration::from_millis(20)).await;
-            }
             if to.write_all(&piece).await.is_err() {
                 return;
             }
