@@ -335,10 +335,42 @@ pub enum ShardInput {
         /// The connection.
         attachment: Attachment,
     },
+    /// Whose outboxes are fullest?
+    Inspect {
+        /// Connections at most.
+        limit: usize,
+        /// Where the answer goes.
+        found: oneshot::Sender<Vec<ConnectionView>>,
+    },
     /// Every session here is to be told to the hot store as still present.
     RenewPresence,
     /// The process is ending: tell every connection and close it.
     Drain,
+}
+
+/// What can be seen of a connection that is logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionView {
+    /// Whose it is.
+    pub shard: ShardId,
+    /// `tcp` or `websocket`.
+    pub transport: &'static str,
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: String,
+    /// The session.
+    pub session: SessionId,
+    /// Bytes that wait for the socket.
+    pub outbox_bytes: usize,
+    /// Whether the socket takes no more at present.
+    pub is_blocked: bool,
+    /// Pushes that passed it by since it was behind.
+    pub skipped_pushes: u64,
+    /// Conversations it is behind in.
+    pub behind_in: Vec<ConversationId>,
+    /// Commands without a reply.
+    pub in_flight: u16,
 }
 
 /// Who a connection turned out to be.
@@ -366,7 +398,9 @@ impl Weigh for ShardInput {
             Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
-            Self::Refused { .. } | Self::Replaced { .. } | Self::RenewPresence | Self::Drain => 0,
+            Self::Refused { .. } | Self::Replaced { .. } | Self::Inspect { .. } | Self::RenewPresence | Self::Drain => {
+                0
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::http::{Busy, HandOff};
+use crate::http::{Busy, HandOff, Inspect};
 use crate::shard::listener;
 use crate::shard::mailboxes::{ShardMailboxes, Upgraded};
 use crate::shard::{self, ShardConfig, ShardLinks};
@@ -218,6 +218,23 @@ fn greeting(config: &Config) -> Greeting {
 /// Names sessions, attachments and streams over all gateways.
 fn random() -> u64 {
     getrandom::u64().expect("the system's random source is there once the process runs")
+}
+
+/// Asks every shard for its fullest outboxes. A shard that has ended has none.
+#[must_use]
+pub fn inspect(mailboxes: ShardMailboxes) -> Inspect {
+    Arc::new(move |limit| {
+        let mailboxes = mailboxes.clone();
+        Box::pin(async move {
+            let mut views = Vec::new();
+            for shard in (0..mailboxes.shards()).map(ShardId) {
+                let (found, is_found) = tokio::sync::oneshot::channel();
+                mailboxes.post(shard, vec![ShardInput::Inspect { limit, found }]).await;
+                views.extend(is_found.await.unwrap_or_default());
+            }
+            views
+        })
+    })
 }
 
 /// Gives WebSockets whose handshake is done to the shards in turn.

@@ -138,6 +138,7 @@ async fn run<B: Backend>(
         config,
         tcp_address,
         hand_off: app::hand_off(gateway.mailboxes().clone()),
+        inspect: app::inspect(gateway.mailboxes().clone()),
         metrics: metrics.clone(),
         life: life_seen,
         bounds: http::Bounds::default(),

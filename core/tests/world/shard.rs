@@ -380,6 +380,7 @@ impl State {
                 let holds = self.connections.values().filter_map(|connection| connection.session.hold());
                 holds.for_each(|hold| self.tell(PresenceChange::Renewed(hold)));
             }
+            ShardInput::Inspect { .. } => unreachable!("nobody looks"),
             ShardInput::Drain => unreachable!("nobody drains here"),
         }
     }

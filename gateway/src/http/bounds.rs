@@ -55,3 +55,8 @@ impl Default for Bounds {
         }
     }
 }
+
+/// Connections that `GET /connections` shows unless asked for more, and at most.
+pub const CONNECTIONS_SHOWN: usize = 50;
+/// As above.
+pub const CONNECTIONS_SHOWN_MAX: usize = 1000;

@@ -7,6 +7,7 @@
 mod accept;
 pub mod bounds;
 mod chat;
+mod connections;
 mod envelope;
 mod extract;
 mod health;
@@ -39,6 +40,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use accept::PeerAddr;
 pub use bounds::Bounds;
+pub use connections::Inspect;
 pub use health::Part;
 pub use password::PasswordPool;
 pub use websocket::{Busy, HandOff, PATH as WEBSOCKET_PATH, SUBPROTOCOL};
@@ -69,6 +71,8 @@ pub struct Setup<'a, B> {
     pub parts: Vec<Part>,
     /// Who takes WebSockets.
     pub hand_off: HandOff,
+    /// Who tells of single connections.
+    pub inspect: Inspect,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
     /// Where the process is.
@@ -86,6 +90,7 @@ pub struct Api<B: Backend> {
     settings: serde_json::Value,
     readiness: health::Readiness,
     hand_off: HandOff,
+    inspect: Inspect,
     metrics: PrometheusHandle,
     life: watch::Receiver<Life>,
     changes: Arc<Semaphore>,
@@ -133,6 +138,7 @@ impl<B: Backend> Api<B> {
             settings: settings(config, setup.tcp_address),
             readiness,
             hand_off: setup.hand_off,
+            inspect: setup.inspect,
             metrics: setup.metrics,
             life: setup.life,
             changes: Arc::new(Semaphore::new(bounds::CHANGES_MAX)),
@@ -159,11 +165,12 @@ impl<B: Backend> Api<B> {
 fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
     let request_timeout = api.bounds.request_timeout;
     let mut router = Router::new();
-    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 18] = [
+    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 19] = [
         ("/", get(welcome)),
         ("/livez", get(health::live)),
         ("/readyz", get(health::ready)),
         ("/metrics", get(health::metrics)),
+        ("/connections", get(connections::list)),
         (WEBSOCKET_PATH, get(websocket::upgrade)),
         ("/api/v1/config", get(show_settings)),
         ("/api/v1/register", post(user::register)),
@@ -200,6 +207,7 @@ Tidegate, a chat gateway.
   GET  /api/v1/config     what clients need to know: ports, bounds, lobbies
   GET  /ws                WebSocket, subprotocol tidegate.v1
   GET  /livez /readyz /metrics
+  GET  /connections       those with the fullest outboxes; from this machine only
 
 The byte protocol is described in proto/PROTOCOL.md, the rest in README.md.
 ";

@@ -57,6 +57,11 @@ impl Behind {
         self.skipped
     }
 
+    /// The conversations that pass it by.
+    pub fn conversations(&self) -> impl Iterator<Item = ConversationId> {
+        self.gaps.iter().map(|(conversation, _)| *conversation)
+    }
+
     /// The frames that say so.
     #[must_use]
     pub fn frames(&self) -> BytesMut {

@@ -84,3 +84,14 @@ fn clients_are_told_what_they_need_before_they_log_in() {
     assert_eq!(welcome.status, 200);
     assert!(welcome.text.contains("Tidegate") && welcome.text.contains("/api/v1/login"));
 }
+
+#[test]
+fn single_connections_are_shown_to_this_machine_only() {
+    let world = World::new();
+    assert_eq!(world.get("/connections", "").expect(200), json!({ "connections": [] }));
+    assert_eq!(world.get("/connections?limit=5", "").status, 200);
+    for header in ["X-Forwarded-For: 203.0.113.7", "Forwarded: for=203.0.113.7"] {
+        let request = format!("GET /connections HTTP/1.1\r\nHost: t\r\n{header}\r\nConnection: close\r\n\r\n");
+        world.raw(request).expect_problem(404, "route_unknown");
+    }
+}

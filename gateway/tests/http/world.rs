@@ -214,6 +214,7 @@ impl World {
                 config: &config,
                 tcp_address: "127.0.0.1:7400".parse().unwrap(),
                 hand_off,
+                inspect: Arc::new(|_| Box::pin(std::future::ready(Vec::new()))),
                 metrics: recorder(),
                 life: life_seen,
                 bounds,

@@ -378,6 +378,11 @@ impl Client {
 
     /// Waits for the Close frame and the end of the stream.
     pub async fn close(&mut self) -> CloseCode {
+        self.close_or_end().await.expect("a Close frame before the end")
+    }
+
+    /// Waits for the end of the stream, and says what the last frame gave as its reason.
+    pub async fn close_or_end(&mut self) -> Option<CloseCode> {
         let mut code = None;
         loop {
             match tokio::time::timeout(DEADLINE, self.wire.next()).await.expect("an end in time") {
@@ -385,7 +390,7 @@ impl Client {
                     code = Some(v1::Close::decode(frame.payload).unwrap().code());
                 }
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return code.expect("a Close frame before the end"),
+                Some(Err(_)) | None => return code,
             }
         }
     }

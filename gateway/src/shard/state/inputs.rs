@@ -4,7 +4,7 @@
 //! is gone does nothing, and a shared frame is queued as a slice, never copied.
 
 use bytes::{Bytes, BytesMut};
-use tidegate_core::delivery::{Encoded, Recipients, Settled, ShardInput, Ticket};
+use tidegate_core::delivery::{ConnectionView, Encoded, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{ConversationId, Place, RoomId, UserId};
 use tidegate_core::limits::DEPARTURES_MAX;
@@ -86,6 +86,10 @@ impl State {
                         self.end_session(slot, CloseCode::Replaced);
                     }
                 }
+                ShardInput::Inspect { limit, found } => {
+                    // Whoever asked may have given up.
+                    let _ = found.send(self.fullest(limit));
+                }
                 ShardInput::RenewPresence => {
                     self.renew_from = Some(0);
                     self.renew_presence();
@@ -93,6 +97,42 @@ impl State {
                 ShardInput::Drain => self.drain(),
             }
         }
+    }
+
+    /// The connections with the fullest outboxes.
+    fn fullest(&self, limit: usize) -> Vec<ConnectionView> {
+        let ready = self.connections.iter().filter(|(_, connection)| connection.session.is_ready());
+        let mut slots: Vec<(usize, u64, usize)> = ready
+            .map(|(slot, connection)| {
+                let skipped = connection.behind.as_ref().map_or(0, |behind| behind.skipped());
+                (connection.outbox.pending_bytes(), skipped, slot)
+            })
+            .collect();
+        // Not sorted as a whole: a shard of many connections has better things to do.
+        if limit < slots.len() {
+            slots.select_nth_unstable_by_key(limit, |entry| std::cmp::Reverse(*entry));
+            slots.truncate(limit);
+        }
+        let view = |(outbox_bytes, skipped_pushes, slot): (usize, u64, usize)| {
+            let connection = &self.connections[slot];
+            let hold = connection.session.hold()?;
+            Some(ConnectionView {
+                shard: self.id,
+                transport: match connection.transport {
+                    Transport::Tcp => "tcp",
+                    Transport::WebSocket(_) => "websocket",
+                },
+                user: hold.user,
+                device: hold.device,
+                session: hold.session,
+                outbox_bytes,
+                is_blocked: connection.is_draining_outbox,
+                skipped_pushes,
+                behind_in: connection.behind.iter().flat_map(|behind| behind.conversations()).collect(),
+                in_flight: connection.session.in_flight(),
+            })
+        };
+        slots.into_iter().filter_map(view).collect()
     }
 
     /// Tells the hot store about a part of the sessions; the rest follows with the next ticks, so that a shard of many
