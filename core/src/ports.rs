@@ -427,6 +427,13 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`]; repeating is harmless.
     fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> impl Future<Output = PortResult<()>> + Send;
 
+    /// Forgets the counts of users, and up to where their inboxes were filled, because a conversation of theirs begins a new
+    /// epoch: sequences that were counted and filed will be given to other messages. The counts are unknown afterwards.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless.
+    fn forget_unread(&self, users: &[UserId]) -> impl Future<Output = PortResult<()>> + Send;
+
     /// Remembers a login token.
     ///
     /// # Errors

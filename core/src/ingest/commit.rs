@@ -198,6 +198,8 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         let behind: Vec<_> = kept.iter().zip(&mut ends).filter(is_behind).collect();
         if !behind.is_empty() {
             let above: Vec<_> = behind.iter().map(|((conversation, kept), _)| (*conversation, kept.epoch)).collect();
+            // Before it begins: whoever crashes in between comes here again.
+            self.forget_unread(above.iter().map(|(conversation, _)| *conversation)).await?;
             let begun = until_done(&self.clock, "begin_epoch", || archive.begin_epoch(&above)).await?;
             metrics::counter!(meter::INGEST_EPOCHS).increment(begun.len() as u64);
             for (((conversation, kept), end), epoch) in behind.into_iter().zip(begun) {
@@ -210,6 +212,22 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             self.floors.insert(*conversation, *end);
         }
         Ok(ends)
+    }
+
+    /// What was counted and filed under sequences that are given anew.
+    async fn forget_unread(&self, conversations: impl Iterator<Item = ConversationId>) -> PortResult<()> {
+        let (mut users, mut rooms) = (Vec::new(), Vec::new());
+        for conversation in conversations {
+            match conversation {
+                ConversationId::Private { low, high } => users.extend([low, high]),
+                ConversationId::Room(room) => rooms.push(room),
+                ConversationId::Lobby(_) => {}
+            }
+        }
+        let (archive, hot) = (self.backend.archive(), self.backend.hot());
+        let members = until_done(&self.clock, "members", || archive.members(&rooms)).await?;
+        users.extend(members.into_iter().flatten());
+        until_done(&self.clock, "forget_unread", || hot.forget_unread(&users)).await
     }
 
     /// Commits, and moves the ends along.

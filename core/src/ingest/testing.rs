@@ -144,6 +144,7 @@ impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
         take_summary(user: UserId) -> Summary;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
+        forget_unread(users: &[UserId]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();
         token_states(tokens: &[&str]) -> Vec<TokenState>;
         delete_token(token: &str) -> bool;

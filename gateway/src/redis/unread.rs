@@ -6,7 +6,7 @@
 //! message for many inboxes travels once per call.
 
 use bytes::Bytes;
-use fred::interfaces::ListInterface;
+use fred::interfaces::{KeysInterface, ListInterface};
 use fred::types::{Key, Value};
 use rustc_hash::FxHashMap;
 use tidegate_core::ids::{ConversationId, UserId};
@@ -91,6 +91,17 @@ impl RedisHotStore {
             }
             let args = vec![Value::Bytes(Bytes::from(packed))];
             self.link.run(&self.scripts.set_unread, keys, args).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn forget(&self, users: &[UserId]) -> PortResult<()> {
+        for users in users.chunks(CALL_KEYS_MAX) {
+            let of = |user: &UserId| {
+                [self.keys.unread_counts(*user), self.keys.unread_tallies(*user), self.keys.inbox_guard(*user)]
+            };
+            let keys: Vec<Key> = users.iter().flat_map(of).collect();
+            self.link.call(async |within| within.client().del::<(), _>(keys).await).await?;
         }
         Ok(())
     }

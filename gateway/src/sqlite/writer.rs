@@ -102,23 +102,21 @@ fn commit_group(connection: &mut Connection, ids: &Ids, mut group: Vec<Pending>)
     }
 }
 
-/// One transaction, and what it means for the ids.
+/// One transaction, and what it means for the ids. Work that fails leaves no trace; a commit that fails might.
 fn commit(connection: &mut Connection, ids: &Ids, batches: &[&PersistBatch]) -> PortResult<()> {
+    let failed = |error| port_error(&error);
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let mut staged = Staged::default();
-    let work = |connection: &Connection| {
-        batches.iter().try_for_each(|batch| write_batch(connection, ids, &mut staged, batch))?;
-        ids.make_room(connection, &mut staged).map_err(|error| port_error(&error))
-    };
-    match in_transaction(connection, work) {
+    batches.iter().try_for_each(|batch| write_batch(&transaction, ids, &mut staged, batch))?;
+    ids.make_room(&transaction, &mut staged).map_err(failed)?;
+    match transaction.commit() {
         Ok(()) => {
             ids.committed(staged);
             Ok(())
         }
-        // It left no trace.
-        Err(conflict @ PortError::Conflict { .. }) => Err(conflict),
         Err(error) => {
             ids.doubt();
-            Err(error)
+            Err(port_error(&error))
         }
     }
 }

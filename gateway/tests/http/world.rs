@@ -133,6 +133,7 @@ impl HotStore for MoodyHotStore {
         peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
+        forget_unread(users: &[UserId]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();
         delete_token(token: &str) -> bool;
     }

@@ -69,6 +69,7 @@ macro_rules! hot_store_contract {
             unread_cases: a_conversation_read_while_seeding_survives_an_older_seed,
             unread_cases: reading_replaces_the_count,
             unread_cases: what_is_filed_above_a_read_survives_it,
+            unread_cases: what_is_forgotten_is_counted_and_filed_anew,
             unread_cases: an_inbox_is_taken_once_oldest_first,
             unread_cases: an_inbox_is_looked_at_and_stays,
             unread_cases: an_inbox_keeps_the_newest,

@@ -205,6 +205,26 @@ pub async fn what_is_filed_above_a_read_survives_it(fixture: &impl HotStoreFixtu
     assert_eq!(unread(&store).await, Some(vec![(room(1), 3)]));
 }
 
+/// A new epoch gives sequences anew that were counted and filed.
+pub async fn what_is_forgotten_is_counted_and_filed_anew(fixture: &impl HotStoreFixture) {
+    let store = fixture.store("gw").await;
+    let other = UserId(8);
+    known(&store, &[count(room(1), 0, 3)]).await;
+    file(&store, &[away(USER, room(1), 4..=6), away(other, room(1), 4..=6)]).await;
+    store.take_summary(other).await.expect("the store answers");
+    store.forget_unread(&[UserId(9), USER, other]).await.expect("the store answers");
+    store.forget_unread(&[]).await.expect("the store answers");
+
+    let summary = store.take_summary(USER).await.expect("the store answers");
+    assert_eq!((summary.unread, summary.inbox.len()), (None, 3), "what is in the inbox stays there");
+    file(&store, &[away(USER, room(1), 4..=4), away(other, room(1), 4..=4)]).await;
+    seed(&store, &[count(room(1), 0, 3)]).await;
+    let summary = store.take_summary(USER).await.expect("the store answers");
+    assert_eq!(summary.unread, Some(vec![(room(1), 1)]));
+    assert_eq!(summary.inbox, [body(room(1), 4)]);
+    assert_eq!(store.take_summary(other).await.expect("the store answers").inbox, [body(room(1), 4)]);
+}
+
 /// Known or not, redelivered or not.
 pub async fn an_inbox_is_taken_once_oldest_first(fixture: &impl HotStoreFixture) {
     let store = fixture.store("gw").await;

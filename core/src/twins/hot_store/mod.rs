@@ -208,6 +208,17 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(())
     }
 
+    async fn forget_unread(&self, users: &[UserId]) -> PortResult<()> {
+        let mut state = self.state();
+        for user in users {
+            state.unread.remove(user);
+            if let Some(inbox) = state.inboxes.get_mut(user) {
+                inbox.filed_to.clear();
+            }
+        }
+        Ok(())
+    }
+
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
         let until = after(self.clock.now(), ttl);
         self.state().tokens.insert(token_key(token), (user, until));
