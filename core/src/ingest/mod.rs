@@ -116,7 +116,15 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         let audience = self.audience(&persist.messages, &known).await?;
         let mut outgoing = Outgoing::new(&ends, &audience);
         known.iter().for_each(|known| outgoing.add_known(known));
-        sorted.conflicts.iter().for_each(|accepted| outgoing.add_conflict(accepted));
+        for accepted in sorted.conflicts {
+            // It differs from the first of the batch; what counts is what is stored.
+            match known.iter().find(|known| known.stored.message_id == accepted.message_id) {
+                Some(Known { stored, .. }) => {
+                    outgoing.add_known(&Known { repeated: accepted, stored: stored.clone() });
+                }
+                None => outgoing.add_conflict(&accepted),
+            }
+        }
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
         let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
