@@ -58,6 +58,19 @@ async fn sequences_are_the_queues_order() {
     assert_eq!(told(&world), (1..=6).map(|n| (100, u64::from(n), id(n))).collect::<Vec<_>>());
 }
 
+/// One id with two contents in one batch, the one that is not stored first: the other is a repetition, pushed and counted,
+/// since the turn that stored it may have died before that.
+#[tokio::test]
+async fn what_is_stored_is_no_conflict_behind_one_that_is() {
+    let world = World::new();
+    turn(&mut world.engine(), [1]).await;
+    let before = told(&world).len();
+    turn_of(&mut world.engine(), vec![message(OTHER, 1), message(ROOM, 1)]).await;
+    assert_eq!(world.rejected(), [id(1)], "the one for the other room");
+    assert_eq!(told(&world)[before..], [(100, 1, id(1))]);
+    assert_eq!(world.dense(ROOM).await, [id(1)]);
+}
+
 /// Every step's call fails, or its answer is lost, once and twice in a row.
 #[tokio::test]
 async fn a_lost_call_and_a_lost_answer_change_nothing() {

@@ -47,6 +47,8 @@ pub struct Faults {
 pub enum Incident {
     /// The hot store is empty.
     HotLost,
+    /// It fails over to a replica that is some seconds behind.
+    HotRolledBack,
     /// A partition's consumer is cut off while its engine works on.
     CutOff,
     /// A gateway dies with everything in it and starts again.
@@ -80,7 +82,7 @@ impl Faults {
         };
         let mut kinds = vec![Incident::HotLost, Incident::GatewayCrash];
         if mode == Mode::Services {
-            kinds.push(Incident::CutOff);
+            kinds.extend([Incident::CutOff, Incident::HotRolledBack]);
         }
         if !is_calm && sim.chance(700) {
             faults.incidents = (0..=sim.below(5)).map(|_| *sim.one_of(&kinds)).collect();

@@ -47,6 +47,7 @@ const EVENTS: &[&str] = &[
     "gap seen",
     "gateway died",
     "hot store lost",
+    "hot store rolled back",
     "ingest engine died",
     "push engine died",
     "push doubled",

@@ -174,6 +174,13 @@ async fn happen(incident: Incident, backends: &Backends, gateways: &Gateways, id
             sim.count("hot store lost");
             backends.hot.lose_everything();
         }
+        Incident::HotRolledBack => {
+            let snapshot = backends.hot.snapshot();
+            sim.sleep(sim.up_to_ms(5000)).await;
+            sim.trace(|| "the hot store is rolled back".into());
+            sim.count("hot store rolled back");
+            backends.hot.roll_back(snapshot);
+        }
         Incident::CutOff => {
             sim.count("consumer cut off");
             let partition = sim.below(backends.broker.partitions().into());

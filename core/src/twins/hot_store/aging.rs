@@ -10,6 +10,7 @@ use std::hash::Hash;
 use rustc_hash::FxHashMap;
 
 /// See the module.
+#[derive(Clone)]
 pub(super) struct Aging<K, V> {
     young: FxHashMap<K, V>,
     old: FxHashMap<K, V>,

@@ -45,6 +45,7 @@ pub struct EmbeddedHotStore<C> {
     state: Arc<Mutex<State>>,
 }
 
+#[derive(Clone)]
 struct State {
     sequences: Sequences,
     places: Places,
@@ -55,6 +56,9 @@ struct State {
     /// By the token's hash, so that the key is plain data and a dump of memory holds no token.
     tokens: Aging<[u8; 32], (UserId, Millis)>,
 }
+
+/// What an [`EmbeddedHotStore`] kept at some moment.
+pub struct HotSnapshot(State);
 
 impl Default for State {
     fn default() -> Self {
@@ -70,7 +74,7 @@ impl Default for State {
 }
 
 /// Messages that wait for their user, and up to where each conversation was filed.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inbox {
     messages: VecDeque<Bytes>,
     filed_to: FxHashMap<ConversationId, Seq>,
@@ -111,6 +115,17 @@ impl<C: Clock> EmbeddedHotStore<C> {
     /// Forgets everything, as a Redis without its disk does.
     pub fn lose_everything(&self) {
         *self.state() = State::default();
+    }
+
+    /// What is kept now, for [`Self::roll_back`].
+    #[must_use]
+    pub fn snapshot(&self) -> HotSnapshot {
+        HotSnapshot(self.state().clone())
+    }
+
+    /// Forgets what came after a snapshot, as a Redis does that fails over to a replica that was behind.
+    pub fn roll_back(&self, to: HotSnapshot) {
+        *self.state() = to.0;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -17,6 +17,7 @@ use super::after;
 const PURGE_STEP: usize = 1024;
 
 /// Who has a device.
+#[derive(Clone)]
 struct Place {
     device: String,
     /// `None`: the connection ended, and the session waits to be resumed.
@@ -41,7 +42,7 @@ impl Place {
 }
 
 /// Where everybody is.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Places {
     users: FxHashMap<UserId, Vec<Place>>,
     purge_at: usize,

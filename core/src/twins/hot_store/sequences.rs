@@ -13,6 +13,7 @@ use crate::ports::{End, SequenceGrant, SequenceRun};
 const KEPT_GENERATION_MAX: usize = 500_000;
 
 /// How far the archive is known to have been.
+#[derive(Clone)]
 pub(super) struct Sequences {
     kept: Aging<ConversationId, End>,
 }

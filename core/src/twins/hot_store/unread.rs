@@ -15,7 +15,7 @@ use crate::limits::{UNREAD_SEEDING_TTL, UNREAD_TAIL_MAX};
 use crate::ports::UnreadCount;
 
 /// What is remembered of one conversation.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tally {
     /// Up to here the archive was asked; zero if it never was.
     counted_to: Seq,
@@ -71,6 +71,7 @@ impl Tally {
 }
 
 /// One user's counts. A user without this is unknown.
+#[derive(Clone)]
 pub(super) struct Unread {
     /// `None` once the counts are known; until then the time by which they must be handed in.
     seeding_until: Option<Millis>,

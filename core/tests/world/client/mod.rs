@@ -20,7 +20,7 @@ use tidegate_core::clock::Clock as _;
 use tidegate_core::ids::{ConversationId, MessageId, UserId};
 use tidegate_core::limits::FRAME_BYTES_MAX;
 use tidegate_core::ports::HotStore as _;
-use tidegate_proto::v1::{self, Code};
+use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, Kind, Opening, frame};
 
 use crate::gateway::{Backends, Gateways};
@@ -29,6 +29,12 @@ use crate::sim::Sim;
 use crate::wire::Wire;
 use sending::Outgoing;
 use sync::Track;
+
+/// Whether it is a violation that a device is told that it was replaced (4507, which is not followed by a reconnect) although
+/// it has no other connection. It happens: a login that its client gave up, and that a slow hot store carries out late,
+/// takes the device from the connection that came after it (seed 856); and after a failover to a replica that is behind, a
+/// live connection finds an older one in its place (seed 127).
+const NOBODY_REPLACES: bool = false;
 
 /// How long a client waits for a reply before it repeats.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -221,7 +227,8 @@ impl Client {
         let mut bytes = BytesMut::from(&Opening::CURRENT.encode()[..]);
         frame::put_message(&mut bytes, Kind::Login, 1, &login);
         wire.send(bytes.freeze());
-        let deadline = self.now_ms() + 10_000;
+        let is_hasty = self.backends.shared.faults.clients_are_rude && self.sim.chance(200);
+        let deadline = self.now_ms() + if is_hasty { 1 + self.sim.below(2000) } else { 10_000 };
         while self.now_ms() < deadline {
             match self.next_event(wire, Duration::from_millis(deadline - self.now_ms())).await {
                 Event::Frame(frame) if frame.kind() == Some(Kind::LoginReply) => {
@@ -300,7 +307,19 @@ impl Client {
                 let id = MessageId::from_wire(&rejected.message_id).unwrap();
                 self.screen.borrow_mut().rejected.insert(id);
             }
-            Some(Kind::Close) => return false,
+            Some(Kind::Close) => {
+                let close: v1::Close = frame.decode().unwrap();
+                if close.code() == CloseCode::Replaced {
+                    self.sim.count("replaced by nobody");
+                }
+                if close.code() == CloseCode::Replaced && NOBODY_REPLACES {
+                    self.sim.violation(format!(
+                        "{} is told that it was replaced, and it has no other connection",
+                        self.name
+                    ));
+                }
+                return false;
+            }
             _ => {}
         }
         true
