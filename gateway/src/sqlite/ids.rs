@@ -18,8 +18,8 @@ use tidegate_core::ids::MessageId;
 
 /// Ids in memory, but for one commit's: some 10 MB. A start may read twice as many, because it takes what was moved in the
 /// unfinished round for unmoved. The more, the smaller is the table's share of a commit: at ten million messages a bucket
-/// of 1024 ids spreads over some 260 pages, and a commit of 2048 messages moves two. Measured with `speed_by_size` in
-/// `tests/sqlite.rs` at two million messages: 435 bytes written and 7.7 us of processor for each, before 7,467 and 12.8.
+/// of 1024 ids spreads over some 260 pages, and a commit of 2048 messages moves two. Measured with the bench
+/// `archive_insert` at two million messages: 435 bytes written and 7.7 us of processor for each, before 7,467 and 12.8.
 pub(super) const RECENT_MAX: usize = 256 * 1024;
 
 const BUCKETS: usize = 256;
