@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::{event::v1 as wire, v1};
 
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
+use crate::ids::{Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
 
 /// A session accepted a message for a conversation it is a member of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +155,13 @@ pub enum PushEvent {
         /// Which of the two.
         change: Membership,
     },
+    /// Another connection has taken a user's device over. Goes to the gateway of the one that had it.
+    Replaced {
+        /// The user.
+        user: UserId,
+        /// The connection to be closed.
+        attachment: Attachment,
+    },
     /// How many batches came before this one; see [`crate::streams`].
     Marked(StreamMark),
 }
@@ -177,7 +184,7 @@ impl PushEvent {
         const REST: usize = 96;
         match self {
             Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
-            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Marked(_) => REST,
+            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Replaced { .. } | Self::Marked(_) => REST,
         }
     }
 }
@@ -264,7 +271,7 @@ fn ingest_from_wire(event: wire::IngestEvent) -> Result<IngestEvent, EventError>
                 sender: user(a.sender_id)?,
                 session: SessionId(a.session_id),
                 gateway: a.gateway_id.parse().map_err(|_| EventError::Field("gateway_id"))?,
-                accepted_at: Millis(a.accepted_at_ms),
+                accepted_at: millis(a.accepted_at_ms)?,
                 content_type: v1::ContentType::try_from(a.content_type)
                     .map_err(|_| EventError::Field("content_type"))?,
                 body: a.body,
@@ -283,6 +290,9 @@ fn push_to_wire(event: &PushEvent) -> wire::PushEvent {
                 seq: seq.0,
                 message_payload: payload.clone(),
             })
+        }
+        PushEvent::Replaced { user, attachment } => {
+            wire::push_event::Event::Replaced(wire::Replaced { user_id: user.0, attachment: attachment.0 })
         }
         PushEvent::Marked(mark) => wire::push_event::Event::Marked(wire::StreamMark {
             stream_id: mark.stream.0,
@@ -314,6 +324,9 @@ fn push_from_wire(event: wire::PushEvent) -> Result<PushEvent, EventError> {
             seq: Seq(s.seq),
             payload: s.message_payload,
         },
+        wire::push_event::Event::Replaced(r) => {
+            PushEvent::Replaced { user: user(r.user_id)?, attachment: Attachment(r.attachment) }
+        }
         wire::push_event::Event::Marked(m) => {
             PushEvent::Marked(StreamMark { stream: StreamId(m.stream_id), before: m.before, after: m.after })
         }
@@ -351,6 +364,11 @@ fn receipt_from_wire(receipt: &wire::ReceiptMoved) -> Result<ReceiptMoved, Event
 
 fn conversation(text: &str) -> Result<ConversationId, EventError> {
     text.parse().map_err(|_| EventError::Field("conversation_id"))
+}
+
+/// Archives keep times in signed 64 bits.
+fn millis(at: u64) -> Result<Millis, EventError> {
+    if i64::try_from(at).is_err() { Err(EventError::Field("accepted_at_ms")) } else { Ok(Millis(at)) }
 }
 
 /// Archives count users in signed 64 bits, from 1.

@@ -10,7 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::event::{IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
+use crate::ids::{
+    Attachment, ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId,
+    UserId,
+};
 
 /// Why a port did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,9 +26,18 @@ pub enum PortError {
         /// For the log; never shown to clients, never holds a secret.
         detail: String,
     },
-    /// The service answered and will answer the same again: a broken schema, a wrong type, a refused value.
+    /// The service answered and will answer the same again: a broken schema, a wrong type.
     #[error("{service} refused: {detail}")]
     Refused {
+        /// As above.
+        service: &'static str,
+        /// As above.
+        detail: String,
+    },
+    /// The service works, and takes neither now nor later a value of this call: too long, out of range, against a rule of
+    /// the database. Other calls it takes.
+    #[error("{service} takes no such value: {detail}")]
+    Unfit {
         /// As above.
         service: &'static str,
         /// As above.
@@ -73,12 +85,36 @@ pub trait IngestQueue: Send + Sync + 'static {
         events: Vec<IngestEvent>,
     ) -> impl Future<Output = PortResult<Self::Confirm>> + Send;
 
+    /// Puts events that can never be processed to the dead letters, where people find them with their reasons and can give
+    /// them back to MQ1. Durable, as far as the queue is, when it returns.
+    ///
+    /// # Errors
+    /// [`PortError::Unavailable`] if any of them is not known to be there; repeating may put some there twice.
+    fn bury(&self, partition: Partition, letters: Vec<DeadLetter>) -> impl Future<Output = PortResult<()>> + Send;
+
     /// Becomes a consumer of `partition`. With several gateway instances one of them is active at a time, the others
     /// wait inside [`IngestConsumer::next_batch`].
     ///
     /// # Errors
     /// [`PortError::Unavailable`] if the broker cannot be reached.
     fn consume(&self, partition: Partition) -> impl Future<Output = PortResult<Self::Consumer>> + Send;
+}
+
+/// An event that can never be processed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// What was to be processed.
+    pub event: IngestEvent,
+    /// Why it cannot be, for the operator.
+    pub reason: String,
+}
+
+impl DeadLetter {
+    /// Bytes the letter holds on to, for bounds.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        self.event.weight_bytes() + self.reason.len()
+    }
 }
 
 /// Events taken from MQ1 that wait for their acknowledgement.
@@ -191,35 +227,71 @@ pub enum SequenceGrant {
 pub struct Presence {
     /// Gateways that hold at least one of the user's sessions, without duplicates. Empty: the user is away.
     pub gateways: Vec<GatewayId>,
+    /// The store lost its memory a moment ago, and not every gateway may have told it yet whom it holds: the user may be
+    /// elsewhere as well.
+    pub uncertain: bool,
+}
+
+/// What a connected session says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The user.
+    pub user: UserId,
+    /// The device within the user; held by one connection at a time.
+    pub device: String,
+    /// The session.
+    pub session: SessionId,
+    /// The connection that has it.
+    pub attachment: Attachment,
+    /// Lobbies it watches, to be kept for whoever resumes it.
+    pub watching: Vec<LobbyName>,
 }
 
 /// A session came, stays or goes. Applied in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
-    /// The device is here. Replaces whatever session the device had.
-    Here {
-        /// The user.
-        user: UserId,
-        /// The device within the user.
-        device: String,
-        /// The session that holds it.
-        session: SessionId,
-    },
-    /// The session ended. Does nothing if the device has another session by now.
+    /// The device is here. Takes it from whatever connection had it.
+    Here(Hold),
+    /// The session is still connected to this gateway: its record must not expire. If the store lost it, this makes it
+    /// present again.
+    Renewed(Hold),
+    /// The connection ended. The user is away if it has no other, and the session waits [`crate::limits::SESSION_GRACE`]
+    /// to be resumed. Does nothing if the device has another connection by now.
     Gone {
         /// The user.
         user: UserId,
         /// The device within the user.
         device: String,
-        /// The session that held it.
-        session: SessionId,
+        /// The connection that held it.
+        attachment: Attachment,
     },
-    /// The user is still connected to this gateway: its record must not expire. If the store lost it, this makes the user
-    /// present again.
-    Renewed {
-        /// The user.
-        user: UserId,
+}
+
+/// What a [`PresenceChange`] met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PresenceOutcome {
+    /// What was to be expected.
+    Done,
+    /// [`PresenceChange::Here`]: this connection had the device until now.
+    TakenFrom {
+        /// The gateway it is connected to.
+        gateway: GatewayId,
+        /// The connection.
+        attachment: Attachment,
     },
+    /// [`PresenceChange::Renewed`]: the store did not know the session any more. Pushes may have passed it by.
+    Lost,
+    /// [`PresenceChange::Renewed`]: another connection has the device. Nothing was changed.
+    HeldByAnother,
+}
+
+/// What the store says to a gateway's sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// It has heard of this process before.
+    Known,
+    /// It has not, or has forgotten everything since: the gateway's sessions are to be renewed now.
+    Unknown,
 }
 
 /// What a batch means for one recipient in one conversation.
@@ -289,11 +361,33 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`].
     fn presence(&self, users: &[UserId]) -> impl Future<Output = PortResult<Vec<Presence>>> + Send;
 
-    /// Applies presence changes of sessions on this gateway.
+    /// Applies presence changes of sessions on this gateway; what each met, in their order.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless, but does not say again whom a device was taken from.
+    fn change_presence(
+        &self,
+        changes: &[PresenceChange],
+    ) -> impl Future<Output = PortResult<Vec<PresenceOutcome>>> + Send;
+
+    /// What the session watched, if it is the device's and its time is not over. Changes nothing.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn resume(
+        &self,
+        user: UserId,
+        device: &str,
+        session: SessionId,
+    ) -> impl Future<Output = PortResult<Option<Vec<LobbyName>>>> + Send;
+
+    /// This gateway lives. One that says so no more, while others do, no longer holds anybody after
+    /// [`crate::limits::GATEWAY_TTL`]; what a former process of the same name held, it no longer holds from the first beat
+    /// or change of presence of its successor on.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
-    fn change_presence(&self, changes: &[PresenceChange]) -> impl Future<Output = PortResult<()>> + Send;
+    fn beat(&self) -> impl Future<Output = PortResult<Beat>> + Send;
 
     /// Counts unread messages and fills inboxes. Idempotent: sequences at or below what was already counted or filed for
     /// (user, conversation) are skipped. Counts of users the store does not know stay unknown; since those are computed
@@ -317,8 +411,9 @@ pub trait HotStore: Send + Sync + 'static {
     fn peek_inbox(&self, user: UserId, max: usize) -> impl Future<Output = PortResult<Vec<Bytes>>> + Send;
 
     /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
-    /// meantime above `counted_to` is added. Stays without effect where exactness cannot be proven, because the store lost
-    /// its memory meanwhile or too much was filed: the counts then remain unknown.
+    /// meantime above `counted_to` is added. Stays without effect where the counts are known by now, since those of another
+    /// login came first; and where exactness cannot be proven, because the store lost its memory meanwhile or too much was
+    /// filed: the counts then remain unknown.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
@@ -504,6 +599,7 @@ pub trait Archive: Send + Sync + 'static {
     /// # Errors
     /// [`PortError::Unavailable`]: it may or may not have been committed, repeat it. [`PortError::Conflict`] if a
     /// different message holds a sequence of the batch, or the archive has one of its messages in another place.
+    /// [`PortError::Unfit`] if it will never take a value in the batch.
     fn persist(&self, batch: &PersistBatch) -> impl Future<Output = PortResult<()>> + Send;
 
     /// One page, ascending, at most `size` messages.

@@ -14,7 +14,7 @@ const DELAY_MAX: Duration = Duration::from_secs(2);
 /// Calls `attempt` until it answers, with growing pauses. `step` names it in logs and metrics.
 ///
 /// # Errors
-/// [`PortError::Closed`]: the process is ending. [`PortError::Conflict`], which no repetition mends.
+/// [`PortError::Closed`]: the process is ending. [`PortError::Conflict`] and [`PortError::Unfit`], which no repetition mends.
 pub async fn until_done<C, T, F>(clock: &C, step: &'static str, mut attempt: impl FnMut() -> F) -> PortResult<T>
 where
     C: Clock,
@@ -24,7 +24,9 @@ where
     loop {
         match attempt().await {
             Ok(done) => return Ok(done),
-            Err(error @ (PortError::Closed | PortError::Conflict { .. })) => return Err(error),
+            Err(error @ (PortError::Closed | PortError::Conflict { .. } | PortError::Unfit { .. })) => {
+                return Err(error);
+            }
             // A refusal is repeated as well: dropping the batch would lose it, and an operator can mend a schema.
             Err(error @ PortError::Refused { .. }) => tracing::error!(step, %error, "will be repeated"),
             Err(error @ PortError::Unavailable { .. }) => tracing::warn!(step, %error, "will be repeated"),

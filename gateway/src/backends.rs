@@ -105,6 +105,8 @@ impl Services {
             MySqlArchive::connect(mysql)
         );
         let rabbitmq = rabbitmq.context(HELP)?;
+        // Before anybody can log in here, and so be pushed to.
+        rabbitmq.open_push_queue(gateway).await?;
         Ok(Self {
             ingest: rabbitmq.ingest(),
             push: rabbitmq.push(gateway.clone()),

@@ -8,6 +8,7 @@ pub mod mysql;
 pub mod rabbitmq;
 pub mod redis;
 pub mod sqlite;
+mod writing;
 
 pub mod http;
 pub mod shard;

@@ -105,7 +105,10 @@ fn serve(config: Config) -> anyhow::Result<()> {
             BackendKind::Services => {
                 let backend = Services::connect(&config).await?;
                 let broker = backend.rabbitmq().clone();
-                let broker = Part::new("broker", move || std::future::ready(broker.ping()));
+                let broker = Part::new("broker", move || {
+                    let broker = broker.clone();
+                    async move { broker.ping().await }
+                });
                 run(&config, bound, http, backend, vec![broker], metrics, stop).await
             }
         }

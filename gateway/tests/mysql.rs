@@ -161,6 +161,48 @@ async fn a_migration_that_was_cut_off_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_database_in_place_of_ours_is_left_alone_until_ours_is_back() {
+    let Some(database) = Database::new("replaced").await else { return };
+    let archive = database.connect().await.expect("the test server answers");
+    archive.persist(&batch(messages(ROOM, 1..=2, ANN))).await.expect("stored");
+    let is_unavailable = |answer: &Result<(), PortError>| matches!(answer, Err(PortError::Unavailable { .. }));
+
+    let meta = format!("{}.archive_meta", database.name);
+    database.run(&format!("UPDATE {meta} SET epoch = epoch + 1")).await;
+    let answer = archive.ping().await;
+    assert!(is_unavailable(&answer) && format!("{answer:?}").contains("another one"), "{answer:?}");
+    let answer = archive.persist(&batch(messages(ROOM, 3..=4, ANN))).await;
+    assert!(is_unavailable(&answer), "written into a foreign database: {answer:?}");
+    assert!(is_unavailable(&archive.ends(&[ROOM]).await.map(drop)), "read from a foreign database");
+
+    database.run(&format!("UPDATE {meta} SET epoch = epoch - 1")).await;
+    archive.persist(&batch(messages(ROOM, 3..=4, ANN))).await.expect("stored");
+    archive.ping().await.expect("all is well again");
+
+    // One without tables is no archive at all.
+    database.run(&format!("RENAME TABLE {meta} TO {}.aside", database.name)).await;
+    database.kill_connections().await;
+    let answer = archive.ends(&[ROOM]).await.map(drop);
+    assert!(is_unavailable(&answer), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_answers_but_does_not_write_is_not_well() {
+    let Some(database) = Database::new("unwritable").await else { return };
+    let archive = database.connect().await.expect("the test server answers");
+    archive.ping().await.expect("well");
+    let table = format!("{}.messages", database.name);
+    database.run(&format!("RENAME TABLE {table} TO {}.aside", database.name)).await;
+    archive.ping().await.expect("nobody has tried to write yet");
+    let answer = archive.persist(&batch(messages(ROOM, 1..=2, ANN))).await;
+    assert!(matches!(answer, Err(PortError::Unavailable { .. })), "{answer:?}");
+    archive.ping().await.expect_err("the write has failed");
+    database.run(&format!("RENAME TABLE {}.aside TO {table}", database.name)).await;
+    archive.persist(&batch(messages(ROOM, 1..=2, ANN))).await.expect("stored");
+    archive.ping().await.expect("well again");
+}
+
+#[tokio::test]
 async fn killed_connections_are_replaced_and_counted() {
     let Some(database) = Database::new("killed_connections_are_replaced_and_counted").await else { return };
     let archive = database.connect().await.expect("a new archive");

@@ -12,8 +12,9 @@ use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tidegate::rabbitmq::{RabbitIngestQueue, RabbitMq, RabbitMqConfig, RabbitPushQueue, Topology};
 use tidegate_core::contract::queues::{self as contract, accepted, pushed, take, whispered};
-use tidegate_core::event::encode_ingest;
-use tidegate_core::ids::{GatewayId, Partition};
+use tidegate_core::event::{Accepted, IngestEvent, encode_ingest};
+use tidegate_core::ids::{GatewayId, Millis, Partition, UserId};
+use tidegate_core::limits::BODY_BYTES_MAX;
 use tidegate_core::ports::{
     IngestConsumer as _, IngestQueue as _, PortError, PushConsumer as _, PushQueue, PushTarget,
 };
@@ -206,6 +207,10 @@ async fn poison_goes_to_the_dead_letters_and_stops_nobody() {
         world.publish("chat.room", &encode_ingest(&[accepted(1)])).await;
         world.publish("chat.room", b"\xffnot protobuf").await;
         world.publish("chat.room", b"").await;
+        world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.sender = UserId(0))])).await;
+        let huge = bytes::Bytes::from(vec![b'x'; BODY_BYTES_MAX + 1]);
+        world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.body = huge)])).await;
+        world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.accepted_at = Millis(u64::MAX))])).await;
         world.publish("chat.room", &encode_ingest(&[accepted(2)])).await;
         world.publish("chat.room", b"\xff").await;
 
@@ -220,7 +225,7 @@ async fn poison_goes_to_the_dead_letters_and_stops_nobody() {
         confirm.await.expect("confirmed");
 
         let mut reasons = Vec::new();
-        while reasons.len() < 3 {
+        while reasons.len() < 6 {
             let got = world.foreign.basic_get(world.name("dead.queue").into(), BasicGetOptions { no_ack: true }).await;
             let Some(letter) = got.expect("the dead letters can be read") else { continue };
             let headers = letter.properties.headers().clone().expect("headers");
@@ -232,6 +237,10 @@ async fn poison_goes_to_the_dead_letters_and_stops_nobody() {
         assert!(reasons[0].0.contains("not a batch of events") && reasons[0].1 == b"\xffnot protobuf", "{reasons:?}");
         assert!(reasons[1].0.contains("unknown type") && reasons[1].1.is_empty(), "{reasons:?}");
 
+        for (reason, field) in reasons[2..5].iter().zip(["user_id", "body", "accepted_at_ms"]) {
+            assert_eq!(reason.0, format!("field {field} is out of range"));
+        }
+
         // Burying did not acknowledge the good ones.
         drop(consumer);
         let mut consumer = queue.consume(FIRST).await.expect("a consumer");
@@ -240,6 +249,38 @@ async fn poison_goes_to_the_dead_letters_and_stops_nobody() {
         assert_eq!(events, [accepted(1), accepted(2), accepted(3)]);
         consumer.ack(taken[taken.len() - 1].up_to).await.expect("the newest tag is still ours to acknowledge");
         assert_eq!(world.count("dead.queue").await, 0, "each was buried once");
+    })
+    .await;
+}
+
+/// A message with a field that is not as it must be.
+fn spoilt(spoil: impl FnOnce(&mut Accepted)) -> IngestEvent {
+    let IngestEvent::Accepted(mut event) = accepted(9) else { panic!("a message") };
+    spoil(&mut event);
+    IngestEvent::Accepted(event)
+}
+
+#[tokio::test]
+async fn a_consumer_that_dies_again_and_again_costs_nothing() {
+    const DEATHS: usize = 30;
+    ingest_case("crash-loop", 1, async |queue, world| {
+        let sent: Vec<_> = (0..50).map(accepted).collect();
+        for event in &sent {
+            queue.publish(FIRST, vec![event.clone()]).await.expect("handed over").await.expect("confirmed");
+        }
+        for _ in 0..DEATHS {
+            // Its connection goes with it, as when a process is killed.
+            let doomed = world.connect().await.ingest();
+            let mut consumer = doomed.consume(FIRST).await.expect("a consumer");
+            let batch = consumer.next_batch(10).await.expect("a batch");
+            assert_eq!(batch.events[0], sent[0], "the first comes first");
+        }
+        let mut consumer = queue.consume(FIRST).await.expect("a consumer");
+        let taken = take(&mut consumer, sent.len()).await;
+        let events: Vec<_> = taken.iter().flat_map(|batch| batch.events.clone()).collect();
+        assert_eq!(events, sent, "all of it, in order");
+        consumer.ack(taken[taken.len() - 1].up_to).await.expect("acknowledged");
+        assert_eq!(world.count("dead.queue").await, 0, "and nothing is among the dead letters");
     })
     .await;
 }

@@ -1,12 +1,14 @@
 //! What the queues do when their broker hangs, dies, comes back, or runs out of memory.
 //!
-//! Takes about half a minute and a broker of its own, so it runs only when asked for:
-//! `TIDEGATE_TEST_SERVICES=1 cargo test -p tidegate --test rabbitmq_faults -- --ignored`.
+//! Has a broker of its own and takes about half a minute. Runs if `TIDEGATE_TEST_SERVICES=1`.
 
-use std::path::PathBuf;
-use std::process::Command;
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
 use std::time::{Duration, Instant};
 
+use support::servers::Servers;
 use tidegate::rabbitmq::{RabbitIngestQueue, RabbitMq, RabbitMqConfig};
 use tidegate_core::contract::queues::{accepted, pushed};
 use tidegate_core::event::IngestEvent;
@@ -23,52 +25,6 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Waiting, and the time a busy machine takes to notice.
 const BOUND: Duration = Duration::from_secs(4);
-
-/// A broker started for this test alone; stopped and deleted at the end, whatever happens.
-struct Broker {
-    dir: PathBuf,
-}
-
-impl Broker {
-    fn start() -> Self {
-        let name = format!("rabbitmq-faults-{}", std::process::id());
-        let broker = Self { dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name) };
-        broker.services(&["start"], &["rabbitmq"]);
-        broker
-    }
-
-    fn services(&self, command: &[&str], rest: &[&str]) -> String {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/services");
-        let run = Command::new(script).args(command).arg("--dir").arg(&self.dir).args(rest).output();
-        let output = run.expect("gateway/deploy/services runs");
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    fn url(&self) -> String {
-        let read = |file: &str| std::fs::read_to_string(self.dir.join(file)).expect("written by the script");
-        let (port, password) = (read("rabbitmq/port"), read("secrets/rabbitmq"));
-        format!("amqp://tidegate:{}@127.0.0.1:{}/%2f", password.trim(), port.trim())
-    }
-
-    fn signal(&self, signal: &str) {
-        let record = std::fs::read_to_string(self.dir.join("processes/rabbitmq")).expect("the broker's process");
-        let pid = record.split_whitespace().next().expect("its id");
-        assert!(Command::new("kill").args([signal, pid]).status().expect("kill runs").success());
-    }
-
-    fn memory_limit(&self, limit: &str) {
-        self.services(&["cli"], &["rabbitmq", "set_vm_memory_high_watermark", "absolute", limit]);
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/services");
-        let _ = Command::new(script).arg("kill").arg("--dir").arg(&self.dir).arg("rabbitmq").output();
-        let _ = Command::new(script).arg("clean").arg("--dir").arg(&self.dir).output();
-    }
-}
 
 /// Publishes one event and waits for its confirm, at most for the bound.
 async fn put(queue: &RabbitIngestQueue, event: IngestEvent) -> PortResult<()> {
@@ -98,12 +54,8 @@ fn is_unavailable<T>(result: &PortResult<T>) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outages_are_spoken_and_end_by_themselves() {
-    if std::env::var("TIDEGATE_TEST_SERVICES").as_deref() != Ok("1") {
-        eprintln!("skipped: TIDEGATE_TEST_SERVICES is not 1");
-        return;
-    }
-    let broker = Broker::start();
-    let mut config = RabbitMqConfig::new(broker.url());
+    let Some(broker) = Servers::start("rabbitmq-faults", &["rabbitmq"]) else { return };
+    let mut config = RabbitMqConfig::new(broker.rabbitmq_url());
     config.timeout = TIMEOUT;
     config.heartbeat = Duration::from_secs(1);
     config.reconnect_delay_max = Duration::from_secs(1);
@@ -122,7 +74,7 @@ async fn outages_are_spoken_and_end_by_themselves() {
     consumer.next_batch(1).await.expect("a batch");
 
     // A broker that is stopped takes connections and answers nothing.
-    broker.signal("-STOP");
+    broker.signal("rabbitmq", "-STOP");
     let since = Instant::now();
     let mut outstanding = Vec::new();
     for n in 200..220 {
@@ -133,13 +85,14 @@ async fn outages_are_spoken_and_end_by_themselves() {
     eprintln!("stopped broker: confirms failed after {:?}", since.elapsed());
     let pushed_meanwhile = timeout(BOUND, push.publish(vec![(PushTarget::All, vec![pushed(2)])])).await;
     assert!(is_unavailable(&pushed_meanwhile.expect("an answer within the bound")));
-    assert!(is_unavailable(&rabbit.ping()));
+    // The confirms that did not come have cost the publishing connection.
+    assert!(is_unavailable(&rabbit.ping().await));
     let ended = timeout(BOUND, async { while consumer.next_batch(512).await.is_ok() {} }).await;
     ended.expect("the heartbeat tells the consumer");
     sleep(Duration::from_secs(8)).await;
     assert!(is_unavailable(&put(&queue, accepted(1)).await));
     assert!(lapin_threads() <= 6, "attempts pile up: {} threads", lapin_threads());
-    broker.signal("-CONT");
+    broker.signal("rabbitmq", "-CONT");
     put_when_back(&queue, accepted(300)).await;
     confirmed.push(accepted(300));
 
@@ -148,7 +101,7 @@ async fn outages_are_spoken_and_end_by_themselves() {
     for n in 400..430 {
         outstanding.push((n, queue.publish(FIRST, vec![accepted(n)]).await.expect("handed over")));
     }
-    broker.services(&["kill"], &["rabbitmq"]);
+    broker.run("kill", &["rabbitmq"]);
     for (n, confirm) in outstanding {
         if timeout(BOUND, confirm).await.expect("an answer within the bound").is_ok() {
             confirmed.push(accepted(n));
@@ -156,12 +109,12 @@ async fn outages_are_spoken_and_end_by_themselves() {
     }
     assert!(is_unavailable(&put(&queue, accepted(1)).await));
     assert!(is_unavailable(&timeout(BOUND, pushes.next_batch(10)).await.expect("an answer within the bound")));
-    broker.services(&["start"], &["rabbitmq"]);
+    broker.run("start", &["rabbitmq"]);
     put_when_back(&queue, accepted(500)).await;
     confirmed.push(accepted(500));
 
     // A broker short of memory blocks whoever publishes.
-    broker.memory_limit("1MB");
+    broker.broker_memory_limit("1MB");
     let since = Instant::now();
     while put(&queue, accepted(1)).await.is_ok() {
         assert!(since.elapsed() < Duration::from_secs(10), "the alarm is not raised");
@@ -169,12 +122,12 @@ async fn outages_are_spoken_and_end_by_themselves() {
     for _ in 0..1000 {
         assert!(is_unavailable(&put(&queue, accepted(1)).await));
     }
-    eprintln!("blocked: {:?}", rabbit.ping());
-    assert!(is_unavailable(&rabbit.ping()));
-    broker.memory_limit("1GB");
+    eprintln!("blocked: {:?}", rabbit.ping().await);
+    assert!(is_unavailable(&rabbit.ping().await));
+    broker.broker_memory_limit("1GB");
     put_when_back(&queue, accepted(600)).await;
     confirmed.push(accepted(600));
-    rabbit.ping().expect("ready again");
+    rabbit.ping().await.expect("ready again");
 
     let mut consumer = queue.consume(FIRST).await.expect("a consumer");
     let mut seen: Vec<IngestEvent> = Vec::new();

@@ -73,6 +73,8 @@ pub struct Connection {
     pub is_touched: bool,
     /// When bytes were written last.
     pub written_ns: u64,
+    /// Whether it reads.
+    pub reading: Reading,
     /// False once it is closed.
     pub is_open: bool,
     out: Vec<u8>,
@@ -80,6 +82,15 @@ pub struct Connection {
     places_max: usize,
     in_flight: Vec<Option<InFlight>>,
     free: Vec<u16>,
+}
+
+/// What a connection reads after its login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// All that comes.
+    All,
+    /// Nothing, with a receive buffer as small as the kernel allows: a receiver that hangs.
+    Nothing,
 }
 
 /// A socket that is logged in, before it has a place in a lane.
@@ -113,23 +124,42 @@ impl LoggedIn {
     ///
     /// # Errors
     /// What the server answered, or why it could not be reached. The token is in no error.
-    pub async fn connect(address: SocketAddr, index: u32, account: &Account, device_id: &str) -> anyhow::Result<Self> {
+    pub async fn connect(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        device_id: &str,
+        reading: Reading,
+    ) -> anyhow::Result<Self> {
         let login = Login { device_id: device_id.to_owned(), ..Login::default() };
-        Self::connect_as(address, index, account, login).await
+        Self::connect_as(address, index, account, login, reading).await
     }
 
     /// The same with a Login that says more than the device: a session to resume, positions.
     ///
     /// # Errors
     /// What the server answered, or why it could not be reached. The token is in no error.
-    pub async fn connect_as(address: SocketAddr, index: u32, account: &Account, login: Login) -> anyhow::Result<Self> {
-        let dialled = tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, login));
+    pub async fn connect_as(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        login: Login,
+        reading: Reading,
+    ) -> anyhow::Result<Self> {
+        let dialled =
+            tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, login, reading));
         let result = dialled.await.unwrap_or_else(|_| bail!("no login reply within {LOGIN_DEADLINE:?}"));
         result.with_context(|| format!("connection {index} to {address}"))
     }
 
-    async fn dial_and_login(address: SocketAddr, index: u32, account: &Account, login: Login) -> anyhow::Result<Self> {
-        let mut stream = dial(address, index).await?;
+    async fn dial_and_login(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        login: Login,
+        reading: Reading,
+    ) -> anyhow::Result<Self> {
+        let mut stream = dial(address, index, reading).await?;
         let mut out = BytesMut::from(&Opening::CURRENT.encode()[..]);
         let login = Login {
             token: account.token.clone(),
@@ -159,7 +189,14 @@ impl LoggedIn {
     }
 
     /// Gives the connection its place.
-    pub fn into_connection(self, conversation: u32, member: u32, template: SendTemplate, now_ns: u64) -> Connection {
+    pub fn into_connection(
+        self,
+        conversation: u32,
+        member: u32,
+        template: SendTemplate,
+        reading: Reading,
+        now_ns: u64,
+    ) -> Connection {
         let heartbeat =
             self.reply.heartbeat.unwrap_or(Heartbeat { min_interval_s: 5, max_interval_s: 180, probe_count: 3 });
         Connection {
@@ -174,6 +211,7 @@ impl LoggedIn {
             held_back: VecDeque::new(),
             is_touched: false,
             written_ns: now_ns,
+            reading,
             is_open: true,
             out: Vec::new(),
             out_written: 0,
@@ -202,11 +240,17 @@ fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
     }
 }
 
-async fn dial(address: SocketAddr, index: u32) -> anyhow::Result<TcpStream> {
+/// The kernel rounds it up to the smallest it has.
+const STUCK_RECEIVE_BUFFER_BYTES: u32 = 4096;
+
+async fn dial(address: SocketAddr, index: u32, reading: Reading) -> anyhow::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    if reading == Reading::Nothing {
+        socket.set_recv_buffer_size(STUCK_RECEIVE_BUFFER_BYTES)?;
+    }
     if let IpAddr::V4(ip) = address.ip()
         && ip.is_loopback()
     {

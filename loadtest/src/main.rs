@@ -101,8 +101,8 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
     let traffic = |result| ScenarioResult::Traffic(Box::new(result));
     Ok(match command {
         Command::Private { pairs, load, .. } => vec![traffic(scenario::private::run(stage, *pairs, load)?)],
-        Command::Room { rooms, members, load, .. } => {
-            vec![traffic(scenario::room::run(stage, *rooms, *members, load)?)]
+        Command::Room { rooms, members, stuck_percent, load, .. } => {
+            vec![traffic(scenario::room::run(stage, *rooms, *members, *stuck_percent, load)?)]
         }
         Command::Idle { connections, devices_per_user, duration, .. } => {
             vec![ScenarioResult::Idle(scenario::idle::run(stage, *connections, *devices_per_user, *duration)?)]
@@ -118,7 +118,7 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             let mut results = vec![traffic(scenario::private::run(stage, 25, &load)?)];
             if !STOP.load(Ordering::Relaxed) {
                 // Fifteen messages a second in each room: below the rate at which a conversation counts as a storm.
-                results.push(traffic(scenario::room::run(stage, 8, 20, &LoadOptions { rate: 120, ..load })?));
+                results.push(traffic(scenario::room::run(stage, 8, 20, 0, &LoadOptions { rate: 120, ..load })?));
             }
             results
         }

@@ -19,6 +19,9 @@ Examples:
   tidegate-loadtest room --tcp 127.0.0.1:7400 --http http://127.0.0.1:7480 \\
       --rooms 20 --members 50 --rate 300 --duration 30s --json room.json
 
+  # The same room, with every tenth receiver hanging: do the others notice?
+  tidegate-loadtest room --start-gateway --rooms 4 --members 100 --rate 200 --body-bytes 2048 --stuck-percent 10
+
   # What an idle connection costs
   tidegate-loadtest idle --start-gateway --connections 8000
 
@@ -67,6 +70,9 @@ pub enum Command {
         /// Members of each room; each has one connection
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         members: u32,
+        /// Of a hundred members, those that never read nor write: receivers that hang. The others are judged
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=90))]
+        stuck_percent: u32,
         #[command(flatten)]
         load: LoadOptions,
         #[command(flatten)]

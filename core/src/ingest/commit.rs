@@ -9,6 +9,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::IngestEngine;
+use super::poison::Apart;
 use super::turn::Known;
 use crate::clock::Clock;
 use crate::event::{Accepted, ReceiptMoved, StoredMessage};
@@ -19,7 +20,7 @@ use crate::retry::until_done;
 
 /// Times one turn is committed against the resistance of another engine. Once is enough if that one is done; if it goes on,
 /// one of the two has lost the partition and will learn so from its consumer.
-const COMMITS_MAX: u32 = 3;
+pub(super) const COMMITS_MAX: u32 = 3;
 
 /// Where the conversations of a turn end.
 pub(super) type Ends = FxHashMap<ConversationId, End>;
@@ -32,6 +33,8 @@ pub(super) struct Committed {
     pub persist: PersistBatch,
     /// Of all these, afterwards.
     pub ends: Ends,
+    /// What the archive will never take; it is with the dead letters.
+    pub unfit: Vec<Accepted>,
 }
 
 impl<B: Backend, C: Clock> IngestEngine<B, C> {
@@ -43,13 +46,18 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         receipts: Vec<ReceiptMoved>,
     ) -> PortResult<Committed> {
         let (mut known, mut fresh) = self.dedupe(messages).await?;
-        let mut persist = PersistBatch { messages: Vec::new(), receipts };
         let mut attempt = 1;
         loop {
             let mut ends = self.ends(&known, &fresh).await?;
-            persist.messages = self.sequence(&fresh, &mut ends).await?;
-            match self.persist(&persist, &mut ends).await {
-                Ok(()) => return Ok(Committed { known, persist, ends }),
+            let messages = self.sequence(&fresh, &mut ends).await?;
+            let persist = PersistBatch { messages, receipts: receipts.clone() };
+            let committed = match self.persist(&persist, &mut ends).await {
+                Ok(()) => Ok(Apart { persist, unfit: Vec::new() }),
+                Err(PortError::Unfit { .. }) => self.commit_apart(&fresh, &receipts, &mut ends).await,
+                Err(error) => Err(error),
+            };
+            match committed {
+                Ok(Apart { persist, unfit }) => return Ok(Committed { known, persist, ends, unfit }),
                 Err(error @ PortError::Conflict { .. }) if attempt < COMMITS_MAX => {
                     metrics::counter!(meter::INGEST_CONFLICTS).increment(1);
                     tracing::warn!(partition = self.partition.0, %error, "looking again at what is stored");
@@ -107,13 +115,12 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         }
         let mut ends = Ends::default();
         let (mut unknown, mut asked) = (Vec::new(), FxHashSet::default());
-        let stored = known.iter().map(|known| (known.stored.conversation, known.stored.seq));
-        for (conversation, at_least) in stored.chain(fresh.iter().map(|message| (message.conversation, Seq(0)))) {
+        let stored = known.iter().map(|known| known.stored.conversation);
+        for conversation in stored.chain(fresh.iter().map(|message| message.conversation)) {
             match self.floors.get(&conversation) {
-                // A message above the floor is from another engine.
-                Some(end) if end.last >= at_least => drop(ends.insert(conversation, *end)),
-                _ if asked.insert(conversation) => unknown.push(conversation),
-                _ => {}
+                Some(end) => drop(ends.insert(conversation, *end)),
+                None if asked.insert(conversation) => unknown.push(conversation),
+                None => {}
             }
         }
         if !unknown.is_empty() {
@@ -127,7 +134,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     }
 
     /// Gives every message its place. The order within a conversation is the queue's.
-    async fn sequence(&mut self, messages: &[Accepted], ends: &mut Ends) -> PortResult<Vec<StoredMessage>> {
+    pub(super) async fn sequence(&mut self, messages: &[Accepted], ends: &mut Ends) -> PortResult<Vec<StoredMessage>> {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
@@ -206,7 +213,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     }
 
     /// Commits, and moves the ends along.
-    async fn persist(&mut self, batch: &PersistBatch, ends: &mut Ends) -> PortResult<()> {
+    pub(super) async fn persist(&mut self, batch: &PersistBatch, ends: &mut Ends) -> PortResult<()> {
         if batch.messages.is_empty() && batch.receipts.is_empty() {
             return Ok(());
         }

@@ -7,6 +7,11 @@
 
 mod commit;
 pub mod members;
+mod poison;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::sync::Arc;
@@ -30,7 +35,7 @@ use crate::retry::until_done;
 use crate::streams::OutStreams;
 use commit::{Committed, Ends};
 use members::Members;
-use turn::{Known, Sorted, merge_receipts, rejected, sequenced};
+use turn::{Known, Sorted, is_same, merge_receipts, rejected, sequenced};
 
 /// Conversations per generation whose end this engine remembers.
 const FLOORS_MAX: usize = 64 * 1024;
@@ -107,12 +112,12 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
     async fn turn(&mut self, batch: IngestBatch, consumer: &mut impl IngestConsumer) -> PortResult<()> {
         let sorted = Sorted::from(batch.events);
         let receipts = self.bounded_receipts(sorted.receipts).await?;
-        let Committed { known, persist, ends } = self.commit(sorted.messages, receipts).await?;
+        let Committed { known, persist, ends, unfit } = self.commit(sorted.messages, receipts).await?;
 
         let audience = self.audience(&persist.messages, &known).await?;
         let mut outgoing = Outgoing::new(&ends, &audience);
-        known.iter().for_each(|known| outgoing.add_known(known));
-        sorted.conflicts.iter().for_each(|accepted| outgoing.add_conflict(accepted));
+        outgoing.add_repetitions(&known, &sorted.conflicts);
+        unfit.iter().for_each(|accepted| outgoing.add_unfit(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
         let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
@@ -232,21 +237,38 @@ impl<'a> Outgoing<'a> {
         Self { ends, audience, to_all, to_gateways, filings }
     }
 
-    /// A repetition: the same content is pushed again under its sequence (the first push may not have happened), other
-    /// content is rejected.
-    fn add_known(&mut self, known: &Known) {
-        if known.is_same() {
-            metrics::counter!(meter::INGEST_REPEATED, "kind" => "same").increment(1);
-            self.add_message(&known.stored);
-        } else {
-            self.add_conflict(&known.repeated);
+    /// Repetitions: the same content is pushed again under its sequence (the first push may not have happened), other
+    /// content is rejected. Of several with one id in a batch, the first need not be the one that was stored before.
+    fn add_repetitions(&mut self, known: &[Known], conflicts: &[Accepted]) {
+        let mut again: Vec<&StoredMessage> = Vec::new();
+        let of_known = known.iter().map(|known| (Some(&known.stored), &known.repeated));
+        let of_conflicts = conflicts.iter().map(|accepted| {
+            let known = known.iter().find(|known| known.stored.message_id == accepted.message_id);
+            (known.map(|known| &known.stored), accepted)
+        });
+        for (stored, repeated) in of_known.chain(of_conflicts) {
+            match stored.filter(|stored| is_same(stored, repeated)) {
+                Some(stored) => again.push(stored),
+                None => self.add_conflict(repeated),
+            }
         }
+        metrics::counter!(meter::INGEST_REPEATED, "kind" => "same").increment(again.len() as u64);
+        // In the order of their sequences, as receivers and counts expect them.
+        again.sort_by_key(|message| (message.conversation, message.seq));
+        again.dedup_by_key(|message| message.message_id);
+        again.into_iter().for_each(|message| self.add_message(message));
     }
 
     fn add_conflict(&mut self, accepted: &Accepted) {
         metrics::counter!(meter::INGEST_REPEATED, "kind" => "conflict").increment(1);
         let text = "the client_msg_id was used before with another conversation or body";
         let event = rejected(accepted, Code::Conflict, text);
+        self.to_gateways.entry(accepted.gateway.clone()).or_default().push(event);
+    }
+
+    /// A message that was acknowledged and cannot be kept after all.
+    fn add_unfit(&mut self, accepted: &Accepted) {
+        let event = rejected(accepted, Code::Internal, "the message cannot be stored");
         self.to_gateways.entry(accepted.gateway.clone()).or_default().push(event);
     }
 
@@ -277,6 +299,12 @@ impl<'a> Outgoing<'a> {
     }
 
     fn push_to_gateways_of(&mut self, users: [UserId; 2], event: &PushEvent) {
+        let is_uncertain = |user| self.audience.presence.get(user).is_some_and(|presence| presence.uncertain);
+        if users.iter().any(is_uncertain) {
+            // Whoever holds them will find out.
+            self.to_all.push(event.clone());
+            return;
+        }
         let gateways = users.iter().filter_map(|user| self.audience.presence.get(user)).flat_map(|p| &p.gateways);
         let mut told: smallvec::SmallVec<[&GatewayId; 4]> = smallvec::SmallVec::new();
         for gateway in gateways {

@@ -102,7 +102,7 @@ impl From<PortError> for ServiceError {
     fn from(error: PortError) -> Self {
         match error {
             PortError::Unavailable { .. } | PortError::Closed => Self::Unavailable(error),
-            PortError::Refused { .. } | PortError::Conflict { .. } => Self::Internal(error),
+            PortError::Refused { .. } | PortError::Unfit { .. } | PortError::Conflict { .. } => Self::Internal(error),
         }
     }
 }

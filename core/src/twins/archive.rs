@@ -22,7 +22,7 @@ pub struct MemoryArchive {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     messages: BTreeMap<ConversationId, BTreeMap<Seq, StoredMessage>>,
     places: HashMap<MessageId, (ConversationId, Seq)>,
@@ -41,7 +41,7 @@ struct Watermarks {
     read: Seq,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Registered {
     name: String,
     password_hash: String,
@@ -60,6 +60,18 @@ impl MemoryArchive {
     #[must_use]
     pub fn with_epoch(epoch: Epoch) -> Self {
         Self { epoch, state: Arc::default() }
+    }
+
+    /// A copy of what is kept now, as a backup or a replica has it.
+    #[must_use]
+    pub fn backup(&self) -> Self {
+        Self { epoch: self.epoch, state: Arc::new(Mutex::new(self.state().clone())) }
+    }
+
+    /// Goes back to a backup, for all clones: what was committed after it is lost.
+    pub fn restore(&self, backup: &Self) {
+        let state = backup.state().clone();
+        *self.state() = state;
     }
 
     /// A panic elsewhere leaves the maps whole: every change is checked before its first write.

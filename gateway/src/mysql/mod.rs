@@ -1,7 +1,7 @@
 //! The archive in MySQL or MariaDB.
 //!
 //! In come the calls of [`Archive`], each takes a connection of its own ([`pool`]) for as long as it needs it. Always: a
-//! call ends within its timeout, whatever the server does; what a call left half done is closed and rolled back; the
+//! call ends within its timeout, whatever the server does; a database that took the place of ours is left alone; what a call left half done is closed and rolled back; the
 //! URL, with its password, appears in no error, log or debug output.
 
 mod fault;
@@ -15,7 +15,6 @@ mod writer;
 use std::fmt;
 use std::time::Duration;
 
-use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts, OptsBuilder};
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, UserId};
@@ -23,6 +22,8 @@ use tidegate_core::ports::{
     Archive, End, Joined, Page, PersistBatch, PortError, PortResult, Room, Standing, User, Watermark,
 };
 use tokio::time::timeout;
+
+use crate::writing::Writing;
 
 use fault::{Fault, Remedy};
 use pool::Pool;
@@ -122,6 +123,7 @@ pub struct MySqlArchive {
     call_timeout: Duration,
     reader: Reader,
     writer: Writer,
+    writing: Writing,
 }
 
 /// The parts hold the URL.
@@ -187,9 +189,10 @@ impl MySqlArchive {
         let epoch = timeout(MIGRATION_TIMEOUT, schema::migrate(&mut lease))
             .await
             .map_err(|_elapsed| Fault::Silent("the migration did not come to an end in time"))??;
+        pool.belongs_to(epoch);
         lease.keep();
-        let (reader, writer) = (Reader::new(epoch), Writer::new());
-        Ok(Self { epoch, pool, call_timeout: config.call_timeout, reader, writer })
+        let (reader, writer, writing) = (Reader::new(epoch), Writer::new(), Writing::default());
+        Ok(Self { epoch, pool, call_timeout: config.call_timeout, reader, writer, writing })
     }
 
     /// Returns if the call may be made again.
@@ -223,7 +226,7 @@ impl Archive for MySqlArchive {
     }
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
-        call!(self, repeated, |conn| self.reader.find(conn, messages))
+        self.writing.learn("find", call!(self, repeated, |conn| self.reader.find(conn, messages)))
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -236,7 +239,7 @@ impl Archive for MySqlArchive {
 
     /// Not repeated on a new connection: what the server at its end has must be looked at first, and the caller does that.
     async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
-        call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch))
+        self.writing.learn("persist", call!(self, once, |conn| self.writer.persist(conn, &self.reader, batch)))
     }
 
     async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
@@ -300,6 +303,7 @@ impl Archive for MySqlArchive {
     }
 
     async fn ping(&self) -> PortResult<()> {
-        call!(self, repeated, |conn| async { conn.ping().await.map_err(Fault::from) })
+        call!(self, repeated, |conn| self.pool.check(conn))?;
+        self.writing.is_well()
     }
 }

@@ -1,21 +1,24 @@
 //! Connections, a bounded number of them.
 //!
-//! In come wishes for a connection, out go leases. Always: a connection returns to the pool only when its holder says
+//! In come wishes for a connection, out go leases. Always: a new connection leads to the database this process began with,
+//! not to an empty one in its place or somebody else's; a connection returns to the pool only when its holder says
 //! that it is clean ([`Lease::keep`]); on an error, a deadline or a caller that went away it is closed, and the server
 //! rolls back what was open. That is the reason for a pool of our own: the driver's takes connections back that wait for
 //! a frozen server, and gives their places free only when that answers.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts};
+use tidegate_core::ids::Epoch;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::fault::Fault;
+use super::schema;
 
 /// A connection that lay idle for longer is asked for a sign of life first: the server may have closed it since.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
@@ -34,6 +37,8 @@ pub(super) struct Pool {
     breaks: AtomicU64,
     connect_timeout: Duration,
     idle_ttl: Duration,
+    /// Whose connections are leased; unknown until [`Pool::belongs_to`].
+    epoch: OnceLock<Epoch>,
 }
 
 #[derive(Debug)]
@@ -53,14 +58,14 @@ pub(super) struct Lease<'pool> {
 
 impl Pool {
     pub(super) fn new(opts: Opts, size: usize, connect_timeout: Duration, idle_ttl: Duration) -> Self {
-        Self {
-            opts,
-            places: Semaphore::new(size),
-            idle: Mutex::default(),
-            breaks: AtomicU64::new(0),
-            connect_timeout,
-            idle_ttl,
-        }
+        let (places, idle, epoch) = (Semaphore::new(size), Mutex::default(), OnceLock::new());
+        Self { opts, places, idle, breaks: AtomicU64::new(0), connect_timeout, idle_ttl, epoch }
+    }
+
+    /// From here on only this database's connections are leased.
+    pub(super) fn belongs_to(&self, epoch: Epoch) {
+        // It is said once, when the archive is opened.
+        let _ = self.epoch.set(epoch);
     }
 
     /// Waits for a place, then takes an idle connection or makes one. The wait is bounded by the caller's deadline.
@@ -78,11 +83,36 @@ impl Pool {
             self.breaks.fetch_add(1, Ordering::AcqRel);
             discard(conn);
         }
-        let conn = match timeout(self.connect_timeout, Conn::new(self.opts.clone())).await {
+        let conn = match timeout(self.connect_timeout, self.connect()).await {
             Ok(connected) => connected?,
             Err(_elapsed) => return Err(Fault::Silent("no connection within the connect timeout")),
         };
         Ok(Lease { pool: self, conn: Some(conn), reused: false, _place: place })
+    }
+
+    async fn connect(&self) -> Result<Conn, Fault> {
+        let mut conn = Conn::new(self.opts.clone()).await?;
+        match self.check(&mut conn).await {
+            Ok(()) => Ok(conn),
+            Err(fault) => {
+                discard(conn);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Whether the database is still the one this process began with.
+    ///
+    /// # Errors
+    /// [`Fault::Replaced`] if it is not; what is idle leads to the same one and is closed then.
+    pub(super) async fn check(&self, conn: &mut Conn) -> Result<(), Fault> {
+        let Some(expected) = self.epoch.get() else { return Ok(()) };
+        let found = schema::epoch(conn).await?;
+        if found != *expected {
+            self.distrust();
+            return Err(Fault::Replaced { found: found.0 });
+        }
+        Ok(())
     }
 
     /// How often a connection ended unasked; never falls.

@@ -58,6 +58,14 @@ async fn migrate_locked(conn: &mut Conn) -> Result<Epoch, ConnectError> {
         run(conn, &format!("INSERT INTO schema_migrations (version) VALUES ({version})")).await?;
     }
     run(conn, &format!("INSERT IGNORE INTO archive_meta (id, epoch) VALUES (1, {})", fresh_epoch().0)).await?;
+    epoch(conn).await.map_err(Into::into)
+}
+
+/// The identity of the database behind a connection.
+///
+/// # Errors
+/// [`Fault`], among others if it is no archive.
+pub(super) async fn epoch(conn: &mut Conn) -> Result<Epoch, Fault> {
     let epoch = number(conn, "SELECT epoch FROM archive_meta WHERE id = 1").await?;
     Ok(Epoch(u32::try_from(epoch).map_err(|_| Fault::Refused("the epoch is out of range".to_owned()))?))
 }

@@ -11,10 +11,12 @@ use std::task::{Context, Poll};
 
 use tidegate_core::event::{IngestEvent, encode_ingest};
 use tidegate_core::ids::Partition;
-use tidegate_core::ports::{IngestQueue, PortResult};
+use tidegate_core::limits::PUBLISH_WINDOW_MAX;
+use tidegate_core::ports::{DeadLetter, IngestQueue, PortResult};
 
 use super::connection::Link;
 use super::consumer::RabbitIngestConsumer;
+use super::intake::{DEAD_LETTERED, epitaph};
 use super::publisher::{Declares, Delivery, Outcome, Outgoing, Pending, Publisher};
 use super::topology::{Kind, Topology};
 use super::{refused, unavailable};
@@ -69,6 +71,31 @@ impl IngestQueue for RabbitIngestQueue {
         let messages = by_kind(events).iter().map(|(kind, events)| outgoing(*kind, events)).collect();
         let parts = publisher.publish(messages).await?;
         Ok(RabbitConfirm { parts })
+    }
+
+    async fn bury(&self, partition: Partition, letters: Vec<DeadLetter>) -> PortResult<()> {
+        let topology = &self.shared.topology;
+        let outgoing = |letter: &DeadLetter| {
+            let key = topology.ingest_key(Kind::of(&letter.event), partition);
+            Outgoing {
+                exchange: topology.dead_exchange(),
+                routing_key: key.clone(),
+                payload: encode_ingest(std::slice::from_ref(&letter.event)),
+                delivery: Delivery::Durable,
+                headers: Some(epitaph(&letter.reason, &topology.ingest_exchange(), &key)),
+            }
+        };
+        let publisher = self.publisher(partition)?;
+        // No more at a time than the publisher takes.
+        for letters in letters.chunks(PUBLISH_WINDOW_MAX) {
+            for pending in publisher.publish(letters.iter().map(outgoing).collect()).await? {
+                if pending.await? == Outcome::Returned {
+                    return Err(unavailable("there is no queue for dead letters"));
+                }
+            }
+            metrics::counter!(DEAD_LETTERED, "reason" => "unfit").increment(letters.len() as u64);
+        }
+        Ok(())
     }
 
     async fn consume(&self, partition: Partition) -> PortResult<RabbitIngestConsumer> {

@@ -22,7 +22,7 @@ use super::topology::Topology;
 use super::unavailable;
 
 /// Counts dead letters by their [`reason`].
-const DEAD_LETTERED: &str = "tidegate_rabbitmq_dead_lettered_events_total";
+pub(super) const DEAD_LETTERED: &str = "tidegate_rabbitmq_dead_lettered_events_total";
 
 /// How an intake consumes.
 pub(super) struct Consuming {
@@ -118,7 +118,7 @@ impl<T: Send + 'static> Intake<T> {
             routing_key: arrival.routing_key.clone(),
             payload: arrival.data.clone(),
             delivery: Delivery::Durable,
-            headers: Some(epitaph(arrival, error)),
+            headers: Some(epitaph(&error.to_string(), &arrival.exchange, &arrival.routing_key)),
         };
         for pending in self.dead_letters.publish(vec![message]).await? {
             if pending.await? == Outcome::Returned {
@@ -166,13 +166,11 @@ fn reason(error: &EventError) -> &'static str {
     }
 }
 
-fn epitaph(arrival: &Arrival, error: &EventError) -> FieldTable {
+/// What a dead letter says of itself: why it is dead, and where to give it back to.
+pub(super) fn epitaph(reason: &str, exchange: &ShortString, key: &ShortString) -> FieldTable {
     let mut headers = FieldTable::default();
-    let notes = [
-        ("x-reason", error.to_string()),
-        ("x-original-exchange", arrival.exchange.to_string()),
-        ("x-original-routing-key", arrival.routing_key.to_string()),
-    ];
+    let notes =
+        [("x-reason", reason), ("x-original-exchange", exchange.as_str()), ("x-original-routing-key", key.as_str())];
     for (name, text) in notes {
         headers.insert(name.into(), AMQPValue::LongString(text.into()));
     }

@@ -13,6 +13,7 @@ mod connection;
 mod consumer;
 mod ingest;
 mod intake;
+mod probe;
 mod publisher;
 mod push;
 mod topology;
@@ -23,6 +24,7 @@ pub use push::RabbitPushQueue;
 pub use topology::Topology;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::ErrorKind;
@@ -31,6 +33,7 @@ use tidegate_core::ids::GatewayId;
 use tidegate_core::ports::{PortError, PortResult};
 
 use connection::Link;
+use probe::Probe;
 
 const SERVICE: &str = "rabbitmq";
 
@@ -92,6 +95,7 @@ pub struct RabbitMq {
     topology: Topology,
     publishing: Link,
     consuming: Link,
+    probe: Arc<Probe>,
 }
 
 impl RabbitMq {
@@ -108,7 +112,18 @@ impl RabbitMq {
         let channel = live.channel().await?;
         live.within("declaring", config.topology.declare_all(&channel)).await?;
         live.within("closing a channel", channel.close(200, "declared".into())).await?;
-        Ok(Self { topology: config.topology, publishing, consuming })
+        Ok(Self { topology: config.topology, publishing, consuming, probe: Arc::default() })
+    }
+
+    /// Makes sure that `gateway` has its queue, so that from here on what is pushed to it waits for its consumer.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub async fn open_push_queue(&self, gateway: &GatewayId) -> PortResult<()> {
+        let live = self.consuming.live()?;
+        let channel = live.channel().await?;
+        live.within("declaring", self.topology.declare_push_queue(&channel, gateway)).await?;
+        live.within("closing a channel", channel.close(200, "declared".into())).await
     }
 
     /// MQ1. Call it once and share the result: each call opens channels of its own.
@@ -123,14 +138,13 @@ impl RabbitMq {
         RabbitPushQueue::start(&self.topology, gateway, &self.publishing, &self.consuming)
     }
 
-    /// Whether both connections stand and may publish, as far as is known now. Asks nobody, so it answers at once.
+    /// Whether both connections stand and the broker takes messages now. Waits for its answer as long as the caller does.
     ///
     /// # Errors
     /// [`PortError::Unavailable`] with what is known.
-    pub fn ping(&self) -> PortResult<()> {
-        self.publishing.unblocked()?;
+    pub async fn ping(&self) -> PortResult<()> {
         self.consuming.live()?;
-        Ok(())
+        self.probe.ask(&self.publishing, self.topology.nowhere()).await
     }
 }
 

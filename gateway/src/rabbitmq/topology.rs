@@ -98,6 +98,11 @@ impl Topology {
         self.named(&format!("push.{gateway}"))
     }
 
+    /// A queue that is never declared.
+    pub(super) fn nowhere(&self) -> ShortString {
+        self.named("nowhere")
+    }
+
     /// The key has the partition's number as a suffix if there are several.
     pub(super) fn ingest_key(&self, kind: Kind, partition: Partition) -> ShortString {
         if self.partitions > 1 { format!("{}.{}", kind.key(), partition.0).into() } else { kind.key().into() }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
-use tidegate_core::limits::PRESENCE_TTL;
+use tidegate_core::limits::{GATEWAY_TTL, PRESENCE_TTL};
 use tidegate_core::ports::PortError;
 
 use super::SERVICE;
@@ -33,6 +33,8 @@ pub struct RedisConfig {
     pub command_timeout: Duration,
     /// How long a session's presence lives unless renewed.
     pub presence_ttl: Duration,
+    /// How long a gateway is believed to live after its last beat, while others beat.
+    pub gateway_ttl: Duration,
     /// Sa-Token's `token-name`, the first part of its keys.
     pub token_name: String,
     /// Sa-Token's login type, the second part of its keys.
@@ -48,6 +50,7 @@ impl RedisConfig {
             url: url.into(),
             command_timeout: Duration::from_secs(2),
             presence_ttl: PRESENCE_TTL,
+            gateway_ttl: GATEWAY_TTL,
             token_name: "satoken".to_owned(),
             login_type: "login".to_owned(),
             key_prefix: String::new(),
@@ -107,6 +110,7 @@ impl fmt::Debug for RedisConfig {
             .field("server", &server)
             .field("command_timeout", &self.command_timeout)
             .field("presence_ttl", &self.presence_ttl)
+            .field("gateway_ttl", &self.gateway_ttl)
             .field("token_name", &self.token_name)
             .field("login_type", &self.login_type)
             .field("key_prefix", &self.key_prefix)

@@ -40,6 +40,11 @@ impl Keys {
         self.key("user:status:", &user.0)
     }
 
+    /// `gateway:beats`: hash, gateway -> its last sign of life; see `beat.lua`. Ours alone.
+    pub(super) fn beats(&self) -> Key {
+        Key::from(format!("{}gateway:beats", self.prefix))
+    }
+
     /// `offline:msg:{user_id}`: list of encoded `tidegate.v1.Message`, oldest first, bounded.
     pub(super) fn inbox(&self, user: UserId) -> Key {
         self.key("offline:msg:", &user.0)

@@ -20,16 +20,17 @@ mod unread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate_core::ids::{ConversationId, GatewayId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
 use tidegate_core::ports::{
-    End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary,
-    TokenState, UnreadCount,
+    Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant,
+    SequenceRun, Summary, TokenState, UnreadCount,
 };
 
 pub use self::config::RedisConfig;
 use self::keys::Keys;
 use self::link::Link;
 use self::scripts::Scripts;
+use crate::writing::Writing;
 
 /// Our name in a [`PortError`].
 const SERVICE: &str = "redis";
@@ -41,10 +42,14 @@ const CALL_KEYS_MAX: usize = 512;
 /// Redis, as one gateway uses it.
 pub struct RedisHotStore {
     gateway: GatewayId,
+    /// Tells this process from former ones of the same gateway: 16 random hex digits.
+    process: String,
     presence_ttl: Duration,
+    gateway_ttl: Duration,
     keys: Keys,
     scripts: Scripts,
     link: Link,
+    writing: Writing,
 }
 
 impl RedisHotStore {
@@ -54,31 +59,49 @@ impl RedisHotStore {
     /// [`PortError::Refused`] for a URL that cannot be meant; [`PortError::Unavailable`], naming host and port, if Redis
     /// does not answer within twice the command timeout.
     pub async fn connect(config: RedisConfig, gateway: GatewayId) -> PortResult<Self> {
-        let (presence_ttl, keys) = (config.presence_ttl, Keys::new(&config));
+        let (presence_ttl, gateway_ttl, keys) = (config.presence_ttl, config.gateway_ttl, Keys::new(&config));
+        let process = format!("{:016x}", getrandom::u64().map_err(|_| no_randomness())?);
         let link = Link::connect(config).await?;
-        Ok(Self { gateway, presence_ttl, keys, scripts: Scripts::new(), link })
+        Ok(Self {
+            gateway,
+            process,
+            presence_ttl,
+            gateway_ttl,
+            keys,
+            scripts: Scripts::new(),
+            link,
+            writing: Writing::default(),
+        })
     }
 }
 
 impl HotStore for RedisHotStore {
     async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
-        self.give(runs).await
+        self.writing.learn("sequence", self.give(runs).await)
     }
 
     async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.keep(ends).await
+        self.writing.learn("settle", self.keep(ends).await)
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
         self.places(users).await
     }
 
-    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
         self.change_places(changes).await
     }
 
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        self.kept_session(user, device, session).await
+    }
+
+    async fn beat(&self) -> PortResult<Beat> {
+        self.say_that_it_lives().await
+    }
+
     async fn file(&self, filings: &[Filing]) -> PortResult<()> {
-        self.file_all(filings).await
+        self.writing.learn("file", self.file_all(filings).await)
     }
 
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
@@ -110,13 +133,18 @@ impl HotStore for RedisHotStore {
     }
 
     async fn ping(&self) -> PortResult<()> {
-        self.link.ping().await
+        self.link.ping().await?;
+        self.writing.is_well()
     }
 }
 
 /// A script answered in a form it does not promise: it and its caller are of different releases, or the key is not ours.
 fn unexpected(script: &str) -> PortError {
     PortError::Refused { service: SERVICE, detail: format!("unexpected reply from the script {script}") }
+}
+
+fn no_randomness() -> PortError {
+    PortError::Unavailable { service: SERVICE, detail: "the system's random source is away".to_owned() }
 }
 
 /// For TTLs; at least one, because zero is no time to live.

@@ -23,12 +23,23 @@ pub(super) struct Scripts {
     pub(super) change_presence: Script,
     /// `presence.lua`.
     pub(super) presence: Script,
+    /// `resume.lua`.
+    pub(super) resume: Script,
+    /// `beat.lua`.
+    pub(super) beat: Script,
 }
 
 /// A script that counts, behind the functions it shares with the others of its kind.
 macro_rules! unread_script {
     ($file:literal) => {
         Script::from_lua(concat!(include_str!("scripts/unread.lua"), include_str!($file)))
+    };
+}
+
+/// A script that knows which gateways live, likewise.
+macro_rules! beats_script {
+    ($file:literal) => {
+        Script::from_lua(concat!(include_str!("scripts/beats.lua"), include_str!($file)))
     };
 }
 
@@ -41,8 +52,10 @@ impl Scripts {
             take_summary: unread_script!("scripts/take_summary.lua"),
             seed_unread: unread_script!("scripts/seed_unread.lua"),
             set_unread: unread_script!("scripts/set_unread.lua"),
-            change_presence: Script::from_lua(include_str!("scripts/change_presence.lua")),
-            presence: Script::from_lua(include_str!("scripts/presence.lua")),
+            change_presence: beats_script!("scripts/change_presence.lua"),
+            presence: beats_script!("scripts/presence.lua"),
+            resume: Script::from_lua(include_str!("scripts/resume.lua")),
+            beat: beats_script!("scripts/beat.lua"),
         }
     }
 }

@@ -62,7 +62,12 @@ async fn assert_unavailable(store: &RedisHotStore) {
 }
 
 async fn assert_recovers(store: &RedisHotStore) {
-    eventually("Redis answers again", RECOVERY, || async { store.ping().await.is_ok() }).await;
+    eventually("Redis answers again", RECOVERY, || async {
+        // Engines repeat what failed, and only its success ends the doubt.
+        let repeated = (store.sequence(&[]).await, store.settle(&[]).await, store.file(&[]).await);
+        matches!(repeated, (Ok(_), Ok(()), Ok(()))) && store.ping().await.is_ok()
+    })
+    .await;
 }
 
 fn resident_bytes() -> usize {
@@ -216,7 +221,32 @@ async fn a_full_redis_is_unavailable_until_it_has_room() {
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let error = give(&store, 0).await.expect_err("no room");
     assert!(matches!(error, PortError::Unavailable { .. }), "{error:?}");
+    // It answers every PING, which is not enough: readiness goes by what it does.
+    let until = Instant::now() + 2 * TIMEOUT;
+    while Instant::now() < until {
+        assert!(matches!(store.ping().await, Err(PortError::Unavailable { .. })));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert_recovers(&store).await;
-    assert_eq!(give(&store, 0).await, given(1));
+    eventually("the engine's next attempt succeeds", TIMEOUT + SLACK, || async { give(&store, 0).await == given(1) })
+        .await;
+    assert_eq!(store.ping().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_replica_is_unavailable_until_it_is_promoted() {
+    if !enabled() {
+        return;
+    }
+    let server = Server::start("").await;
+    let store = connect(server.url()).await.expect("it runs");
+    // Of nobody: it keeps answering, and takes no writes.
+    server.command(&["REPLICAOF", "127.0.0.1", "9"]);
+    let error = give(&store, 0).await.expect_err("read-only");
+    assert!(matches!(error, PortError::Unavailable { .. }), "{error:?}");
+    assert!(store.ping().await.is_err());
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    eventually("the engine's next attempt succeeds", TIMEOUT + SLACK, || async { give(&store, 0).await == given(1) })
+        .await;
+    assert_eq!(store.ping().await, Ok(()));
 }

@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(clippy::unwrap_used)]
 
+pub mod process;
+pub mod servers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -105,6 +108,8 @@ pub fn embedded(settings: &[&str]) -> World<Embedded> {
 /// Private services of the test run, with names of this test's own, for one or several gateways.
 pub struct Cluster {
     prefix: String,
+    /// A database beside the run's own, if this test changes it.
+    database: Option<String>,
 }
 
 impl Cluster {
@@ -115,20 +120,63 @@ impl Cluster {
             eprintln!("skipped: TIDEGATE_TEST_SERVICES is not 1");
             return None;
         }
-        Some(Self { prefix: format!("t{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) })
+        Some(Self {
+            prefix: format!("t{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
+            database: None,
+        })
+    }
+
+    /// As [`Cluster::of_services`], with a database that this test may change. Call [`Cluster::drop_database`] at the end.
+    pub async fn with_a_database() -> Option<Self> {
+        let mut cluster = Self::of_services()?;
+        let name = format!("tidegate_{}", cluster.prefix.replace(['-', '.'], "_"));
+        cluster.sql(&format!("CREATE DATABASE {name}")).await;
+        cluster.database = Some(name);
+        Some(cluster)
+    }
+
+    pub async fn drop_database(self) {
+        if let Some(name) = &self.database {
+            self.sql(&format!("DROP DATABASE {name}")).await;
+        }
+    }
+
+    /// Runs a statement beside the gateways.
+    pub async fn sql(&self, statement: &str) {
+        use mysql_async::prelude::Queryable as _;
+        let mut conn = mysql_async::Conn::new(mysql_async::Opts::from_url(&self.mysql_url()).unwrap()).await.unwrap();
+        conn.query_drop(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        conn.disconnect().await.unwrap();
+    }
+
+    fn mysql_url(&self) -> String {
+        let url = url("TIDEGATE_MYSQL_URL");
+        match &self.database {
+            Some(name) => format!("{}/{name}", url.rsplit_once('/').unwrap().0),
+            None => url,
+        }
+    }
+
+    /// What the names in RabbitMQ and the keys in Redis begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     pub async fn gateway(&self, name: &str) -> World<Services> {
         let config = config(&[&format!("gateway_id={name}")]);
-        let url = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key} is set by the test run"));
         let mut rabbitmq = RabbitMqConfig::new(url("TIDEGATE_RABBITMQ_URL"));
         rabbitmq.topology = Topology { prefix: self.prefix.clone(), partitions: 2 };
         let mut redis = RedisConfig::new(url("TIDEGATE_REDIS_URL"));
         redis.key_prefix.clone_from(&self.prefix);
-        let mysql = MySqlConfig { pool_max: 8, ..MySqlConfig::new(url("TIDEGATE_MYSQL_URL")) };
+        let mysql = MySqlConfig { pool_max: 8, ..MySqlConfig::new(self.mysql_url()) };
         let backend = Services::connect_to(rabbitmq, redis, mysql, &config.gateway_id).await.unwrap();
         World::start(config, Arc::new(backend), TempDir::new())
     }
+}
+
+/// A setting of the test run.
+pub fn url(key: &str) -> String {
+    std::env::var(key).unwrap_or_else(|_| panic!("{key} is set by the test run"))
 }
 
 impl<B: Backend> World<B> {
@@ -192,6 +240,40 @@ impl Client {
         let mut client = Self::over(TcpStream::connect(address).await.unwrap());
         client.raw(&Opening::CURRENT.encode()).await;
         client
+    }
+
+    /// As [`Client::open`]; `None` if nobody listens there.
+    pub async fn try_open(address: std::net::SocketAddr) -> Option<Self> {
+        let mut client = Self::over(TcpStream::connect(address).await.ok()?);
+        client.wire.get_mut().write_all(&Opening::CURRENT.encode()).await.ok()?;
+        Some(client)
+    }
+
+    /// As [`Client::ask`]; `None` if the connection ends before the answer. Pushes are left out.
+    pub async fn try_ask<R: prost::Message + Default>(
+        &mut self,
+        kind: Kind,
+        message: &impl prost::Message,
+    ) -> Option<Result<R, Code>> {
+        self.next += 1;
+        let mut bytes = BytesMut::new();
+        frame::put_message(&mut bytes, kind, self.next, message);
+        let frame = frame::next_frame(&mut bytes.freeze(), 1 << 24).unwrap().unwrap();
+        self.wire.send(frame).await.ok()?;
+        loop {
+            let frame = tokio::time::timeout(DEADLINE, self.wire.next()).await.expect("a frame in time")?.ok()?;
+            if frame.head.kind < 0x80 && frame.head.correlation == self.next {
+                if frame.head.kind == Kind::Error as u8 {
+                    return Some(Err(v1::Error::decode(frame.payload).unwrap().code()));
+                }
+                return Some(Ok(R::decode(frame.payload).unwrap()));
+            }
+        }
+    }
+
+    /// As [`Client::send`]; `None` if the connection ends before the answer.
+    pub async fn try_send(&mut self, conversation: &str, key: &str, body: &str) -> Option<Result<v1::SendAck, Code>> {
+        self.try_ask(Kind::Send, &send(conversation, key, body)).await
     }
 
     /// Over a socket on which nothing was said yet.

@@ -20,7 +20,7 @@ use super::evidence::{Audit, Entry, Standing, Via};
 use super::judge::unread_after;
 use super::seat::{Terms, entry};
 use super::stage::Endpoint;
-use crate::connection::{Account, LoggedIn};
+use crate::connection::{Account, LoggedIn, Reading};
 use crate::setup::Http;
 
 /// For one answer.
@@ -84,7 +84,8 @@ impl Auditor {
             tokio::task::spawn_blocking(move || Http::with_deadline(&base, ANSWER_DEADLINE).log_in(&name, &password));
         let login = login.await??;
         let account = Account { user_id: self.user_id, token: login.token };
-        let connected = timeout(ANSWER_DEADLINE, LoggedIn::connect(gateway.tcp, 0, &account, "audit")).await??;
+        let connected =
+            timeout(ANSWER_DEADLINE, LoggedIn::connect(gateway.tcp, 0, &account, "audit", Reading::All)).await??;
         let LoggedIn { stream, reply, received } = connected;
         let mut line = Line { stream, received: BytesMut::from(&received[..]) };
         let mut audits = Vec::new();

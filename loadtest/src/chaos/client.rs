@@ -393,7 +393,7 @@ impl Client {
         if !places.is_empty() {
             let positions = places.iter().map(|place| self.sync_from(place)).collect();
             let correlation = self.issue(Asked::Sync(places), now_ms);
-            frame::put_message(out, Kind::Sync, correlation, &Sync { positions });
+            frame::put_message(out, Kind::Sync, correlation, &Sync { positions, ..Sync::default() });
         }
     }
 

@@ -123,7 +123,7 @@ fn an_error_for_good_and_a_command_without_any_answer_are_findings() {
 }
 
 fn synced(client: &mut Client, ask: &Frame, answer: Synced, now_ms: u64) {
-    let reply = SyncReply { synced: vec![answer] };
+    let reply = SyncReply { synced: vec![answer], ..SyncReply::default() };
     client.handle_frame(&Frame::from_message(Kind::SyncReply, ask.head.correlation, &reply), now_ms).unwrap();
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Client, Ending};
 use super::stage::{Phase, Stage};
-use crate::connection::{Account, LoggedIn, Refused};
+use crate::connection::{Account, LoggedIn, Reading, Refused};
 use crate::finding::Fault;
 use crate::pacer::Random;
 use crate::setup::Http;
@@ -109,7 +109,7 @@ impl Player {
         let gateway = &stage.gateways[self.gateway % stage.gateways.len()];
         let index = u32::try_from(self.index).expect("devices are counted in u32");
         let login = self.client.login(&self.device_id);
-        timeout(LOGIN_DEADLINE, LoggedIn::connect_as(gateway.tcp, index, &self.account, login)).await?
+        timeout(LOGIN_DEADLINE, LoggedIn::connect_as(gateway.tcp, index, &self.account, login, Reading::All)).await?
     }
 
     /// A refusal for good needs a new token; others pass.

@@ -16,18 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
 use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, Millis, Seq, UserId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Seq, SessionId, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    End, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary, TokenState,
-    UnreadCount,
+    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun,
+    Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -48,6 +48,8 @@ pub struct EmbeddedHotStore<C> {
 struct State {
     sequences: Sequences,
     places: Places,
+    /// Gateways that have beaten since everything was lost.
+    known: FxHashSet<GatewayId>,
     unread: Aging<UserId, Unread>,
     inboxes: Aging<UserId, Inbox>,
     /// By the token's hash, so that the key is plain data and a dump of memory holds no token.
@@ -59,6 +61,7 @@ impl Default for State {
         Self {
             sequences: Sequences::default(),
             places: Places::default(),
+            known: FxHashSet::default(),
             unread: Aging::new(COUNTS_GENERATION_MAX),
             inboxes: Aging::new(INBOXES_GENERATION_MAX),
             tokens: Aging::new(TOKENS_GENERATION_MAX),
@@ -131,11 +134,21 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(users.iter().map(|user| state.places.of(*user, now)).collect())
     }
 
-    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
         let now = self.clock.now();
         let mut state = self.state();
-        changes.iter().for_each(|change| state.places.change(&self.gateway, change, now));
-        Ok(())
+        Ok(changes.iter().map(|change| state.places.change(&self.gateway, change, now)).collect())
+    }
+
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        let now = self.clock.now();
+        Ok(self.state().places.resume(user, device, session, now))
+    }
+
+    /// All gateways of this store live in its own process, so none is ever found dead.
+    async fn beat(&self) -> PortResult<Beat> {
+        let is_new = self.state().known.insert(self.gateway.clone());
+        Ok(if is_new { Beat::Unknown } else { Beat::Known })
     }
 
     async fn file(&self, filings: &[Filing]) -> PortResult<()> {

@@ -12,10 +12,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{EMBEDDED_QUEUE_BYTES_MAX, lock, room_of};
+use super::{EMBEDDED_DEAD_BYTES_MAX, EMBEDDED_QUEUE_BYTES_MAX, lock, room_of};
 use crate::event::IngestEvent;
 use crate::ids::Partition;
-use crate::ports::{DeliveryTag, IngestBatch, IngestConsumer, IngestQueue, PortError, PortResult};
+use crate::ports::{DeadLetter, DeliveryTag, IngestBatch, IngestConsumer, IngestQueue, PortError, PortResult};
 
 const SERVICE: &str = "embedded queue";
 
@@ -36,12 +36,12 @@ impl EmbeddedIngestQueue {
     #[must_use]
     pub fn new(partitions: u32) -> Self {
         let lanes = (0..partitions.max(1)).map(|_| Arc::new(Lane::new())).collect();
-        Self { lanes: Arc::new(Lanes(lanes)) }
+        Self { lanes: Arc::new(Lanes { lanes, dead: Mutex::default() }) }
     }
 
     /// Ends the queue now: what it holds is dropped, confirms fail, publishers and consumers get [`PortError::Closed`].
     pub fn close(&self) {
-        for lane in &self.lanes.0 {
+        for lane in &self.lanes.lanes {
             lane.room.close();
             let dropped = {
                 let mut state = lock(&lane.state);
@@ -55,10 +55,15 @@ impl EmbeddedIngestQueue {
         }
     }
 
+    /// The dead letters that are kept, the oldest first.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        lock(&self.lanes.dead).letters.iter().cloned().collect()
+    }
+
     fn lane(&self, partition: Partition) -> PortResult<&Arc<Lane>> {
-        usize::try_from(partition.0).ok().and_then(|index| self.lanes.0.get(index)).ok_or_else(|| PortError::Refused {
-            service: SERVICE,
-            detail: format!("there is no partition {}", partition.0),
+        usize::try_from(partition.0).ok().and_then(|index| self.lanes.lanes.get(index)).ok_or_else(|| {
+            PortError::Refused { service: SERVICE, detail: format!("there is no partition {}", partition.0) }
         })
     }
 }
@@ -68,7 +73,7 @@ impl IngestQueue for EmbeddedIngestQueue {
     type Consumer = EmbeddedIngestConsumer;
 
     fn partitions(&self) -> u32 {
-        u32::try_from(self.lanes.0.len()).expect("made from a u32")
+        u32::try_from(self.lanes.lanes.len()).expect("made from a u32")
     }
 
     async fn publish(&self, partition: Partition, events: Vec<IngestEvent>) -> PortResult<EmbeddedConfirm> {
@@ -90,6 +95,19 @@ impl IngestQueue for EmbeddedIngestQueue {
         }
         lane.changed.notify_waiters();
         Ok(EmbeddedConfirm(confirmed))
+    }
+
+    async fn bury(&self, _: Partition, letters: Vec<DeadLetter>) -> PortResult<()> {
+        let mut dead = lock(&self.lanes.dead);
+        for letter in letters {
+            dead.weight_bytes += letter.weight_bytes();
+            dead.letters.push_back(letter);
+        }
+        while dead.weight_bytes > EMBEDDED_DEAD_BYTES_MAX {
+            let Some(oldest) = dead.letters.pop_front() else { break };
+            dead.weight_bytes -= oldest.weight_bytes();
+        }
+        Ok(())
     }
 
     async fn consume(&self, partition: Partition) -> PortResult<EmbeddedIngestConsumer> {
@@ -163,11 +181,22 @@ impl Drop for EmbeddedIngestConsumer {
 }
 
 /// The partitions. Dropped with the last handle to publish by: consumers then drain what is left.
-struct Lanes(Box<[Arc<Lane>]>);
+struct Lanes {
+    lanes: Box<[Arc<Lane>]>,
+    dead: Mutex<Dead>,
+}
+
+/// The newest dead letters, within [`EMBEDDED_DEAD_BYTES_MAX`]; past it the oldest go, since the newest show what is wrong
+/// now. They were logged with their reasons when they were buried.
+#[derive(Default)]
+struct Dead {
+    letters: VecDeque<DeadLetter>,
+    weight_bytes: usize,
+}
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        for lane in &self.0 {
+        for lane in &self.lanes {
             lock(&lane.state).ending = true;
             lane.changed.notify_waiters();
         }

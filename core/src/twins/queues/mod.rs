@@ -17,6 +17,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// keep up, far below what a process would miss.
 pub const EMBEDDED_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes of dead letters kept, all partitions together.
+pub const EMBEDDED_DEAD_BYTES_MAX: usize = 1024 * 1024;
+
 const _: () = assert!(
     EMBEDDED_QUEUE_BYTES_MAX > crate::limits::PUBLISH_WINDOW_MAX * crate::limits::PUBLISH_BYTES_MAX,
     "a partition's whole window of batches fits, so that the window and not this queue is what paces a publisher"
