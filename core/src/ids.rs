@@ -24,9 +24,22 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u64);
 
-/// One connection's hold on its session. Random, and new with every login: whoever resumes a session takes it over.
+/// One connection's hold on its session, new with every login: whoever resumes a session takes it over. Of two, the later
+/// login's is greater, as far as the gateways' clocks agree: so a hot store that went back to an earlier state is told from
+/// a device that another connection has taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment(pub u64);
+
+impl Attachment {
+    /// Bits below the time, which tell apart logins of one millisecond. The rest lasts until the year 2527.
+    const RANDOM_BITS: u32 = 20;
+
+    /// The hold of a login at that time.
+    #[must_use]
+    pub fn new(now: Millis, random: u64) -> Self {
+        Self((now.0 << Self::RANDOM_BITS) | (random & ((1 << Self::RANDOM_BITS) - 1)))
+    }
+}
 
 /// Position of a message in its conversation: 1, 2, 3 and so on. Zero stands before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -279,9 +279,10 @@ pub enum PresenceOutcome {
         /// The connection.
         attachment: Attachment,
     },
-    /// [`PresenceChange::Renewed`]: the store did not know the session any more. Pushes may have passed it by.
+    /// [`PresenceChange::Renewed`]: the store did not know the session any more, or only an earlier connection of the device:
+    /// it lost something, or went back to an earlier state. Pushes may have passed the session by.
     Lost,
-    /// [`PresenceChange::Renewed`]: another connection has the device. Nothing was changed.
+    /// [`PresenceChange::Renewed`]: a later connection has the device. Nothing was changed.
     HeldByAnother,
 }
 

@@ -173,7 +173,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             }
             None => (SessionId((self.random)().max(1)), Resumed::No),
         };
-        let attachment = Attachment((self.random)());
+        let attachment = Attachment::new(self.clock.now(), (self.random)());
         let identity = Identity { user: user.id, session, attachment, device, watch };
 
         let (bound, is_bound) = oneshot::channel();

@@ -189,6 +189,23 @@ impl<'a> Injector<'a> {
                 injected.undone_ms = self.stage.now_ms();
                 Ok(())
             }
+            Action::Empty => {
+                self.stage.logins_may_be_lost.store(true, Ordering::Relaxed);
+                services.kill(&[server])?;
+                services.delete_data(server)?;
+                self.hold(planned);
+                injected.undone_ms = self.stage.now_ms();
+                services.start(&[server])
+            }
+            Action::Rewind => {
+                self.stage.logins_may_be_lost.store(true, Ordering::Relaxed);
+                services.remember_data(server)?;
+                self.hold(planned);
+                services.kill(&[server])?;
+                injected.undone_ms = self.stage.now_ms();
+                services.rewind_data(server)?;
+                services.start(&[server])
+            }
             Action::Alarm => {
                 services.cli(&[server, "set_vm_memory_high_watermark", "absolute", MEMORY_ALARM])?;
                 self.hold(planned);

@@ -63,8 +63,12 @@ pub enum Action {
     Hang,
     /// SIGSTOP and SIGCONT in quick turn: everything answers, late.
     Slow,
-    /// Redis forgets everything.
+    /// Redis forgets everything and goes on.
     Flush,
+    /// Redis dies, and comes back with nothing.
+    Empty,
+    /// Redis dies, and comes back as it was some seconds before: a failover to a replica that lags behind.
+    Rewind,
     /// RabbitMQ is out of memory and blocks publishers.
     Alarm,
 }
@@ -97,6 +101,8 @@ pub enum FaultKind {
     HangRedis,
     SlowRedis,
     FlushRedis,
+    EmptyRedis,
+    RewindRedis,
     #[value(name = "kill-mariadb")]
     #[serde(rename = "kill-mariadb")]
     KillMariaDb,
@@ -126,7 +132,13 @@ impl FaultKind {
             Self::KillRabbitMq | Self::StopRabbitMq | Self::HangRabbitMq | Self::SlowRabbitMq | Self::AlarmRabbitMq => {
                 Part::RabbitMq
             }
-            Self::KillRedis | Self::StopRedis | Self::HangRedis | Self::SlowRedis | Self::FlushRedis => Part::Redis,
+            Self::KillRedis
+            | Self::StopRedis
+            | Self::HangRedis
+            | Self::SlowRedis
+            | Self::FlushRedis
+            | Self::EmptyRedis
+            | Self::RewindRedis => Part::Redis,
             Self::KillMariaDb | Self::StopMariaDb | Self::HangMariaDb | Self::SlowMariaDb => Part::MariaDb,
         }
     }
@@ -139,6 +151,8 @@ impl FaultKind {
             Self::HangGateway | Self::HangRabbitMq | Self::HangRedis | Self::HangMariaDb => Action::Hang,
             Self::SlowRabbitMq | Self::SlowRedis | Self::SlowMariaDb => Action::Slow,
             Self::FlushRedis => Action::Flush,
+            Self::EmptyRedis => Action::Empty,
+            Self::RewindRedis => Action::Rewind,
             Self::AlarmRabbitMq => Action::Alarm,
         }
     }
@@ -207,8 +221,10 @@ fn sequence(random: &mut Random, wishes: &Wishes, begin_ms: u64, slot_ms: u64, d
         // Kills are undone soon: starting again takes its own time. The rest holds for a third to half of the slot.
         let hold_ms = match kind.action() {
             Action::Flush => 0,
-            Action::Kill => random.below(slot_ms / 6 + 1),
-            Action::Stop | Action::Hang | Action::Slow | Action::Alarm => slot_ms / 3 + random.below(slot_ms / 6 + 1),
+            Action::Kill | Action::Empty => random.below(slot_ms / 6 + 1),
+            Action::Stop | Action::Hang | Action::Slow | Action::Alarm | Action::Rewind => {
+                slot_ms / 3 + random.below(slot_ms / 6 + 1)
+            }
         };
         let is_long =
             kind.action() == Action::Hang && slot_ms >= LONG_HANG_SLOT_MS_MIN && random.below(LONG_HANGS_ONE_IN) == 0;

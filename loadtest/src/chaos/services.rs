@@ -3,7 +3,8 @@
 //! In: the script and a directory; out: servers that can be killed, stopped, hung and started again. Nothing but what was
 //! started there is touched: a signal goes only to a process whose pid and start time are those the script recorded.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,7 +43,18 @@ impl Services {
     /// # Errors
     /// What the script said.
     pub fn start(&self, servers: &[&str]) -> anyhow::Result<()> {
-        self.run("start", servers).map(drop)
+        let before: Vec<Option<String>> = servers.iter().map(|server| self.port(server)).collect();
+        self.run("start", servers)?;
+        for (server, before) in servers.iter().zip(before) {
+            if before.is_some() && before != self.port(server) {
+                bail!("somebody took the port of {server} while it was away; the run says nothing, try again");
+            }
+        }
+        Ok(())
+    }
+
+    fn port(&self, server: &str) -> Option<String> {
+        fs::read_to_string(self.dir.join(server).join("port")).ok()
     }
 
     /// Stops in good order.
@@ -99,6 +111,53 @@ impl Services {
         }
     }
 
+    /// Deletes what a server that does not run has stored.
+    ///
+    /// # Errors
+    /// If it cannot be deleted.
+    pub fn delete_data(&self, server: &str) -> anyhow::Result<()> {
+        let data = self.data(server);
+        fs::remove_dir_all(&data).with_context(|| format!("cannot delete {}", data.display()))
+    }
+
+    /// Copies what a server has stored, while it runs. The last records may be cut off, as a crash would.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn remember_data(&self, server: &str) -> anyhow::Result<()> {
+        let copy = self.copy(server);
+        if copy.exists() {
+            fs::remove_dir_all(&copy)?;
+        }
+        copy_dir(&self.data(server), &copy).with_context(|| format!("cannot copy to {}", copy.display()))
+    }
+
+    /// Puts the copy in the place of what a server that does not run has stored.
+    ///
+    /// # Errors
+    /// If there is no copy, or it cannot be moved.
+    pub fn rewind_data(&self, server: &str) -> anyhow::Result<()> {
+        self.delete_data(server)?;
+        let copy = self.copy(server);
+        fs::rename(&copy, self.data(server)).with_context(|| format!("cannot move {}", copy.display()))
+    }
+
+    /// What the script said is kept beside its directory, for whoever looks into a failure.
+    fn note(&self, command: &str, rest: &[&str], said: &[u8]) {
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.with_extension("log"));
+        if let Ok(mut log) = log {
+            let _ = writeln!(log, "--- {command} {}\n{}", rest.join(" "), String::from_utf8_lossy(said).trim_end());
+        }
+    }
+
+    fn data(&self, server: &str) -> PathBuf {
+        self.dir.join(server).join("data")
+    }
+
+    fn copy(&self, server: &str) -> PathBuf {
+        self.dir.join(server).join("data.copy")
+    }
+
     fn pid(&self, server: &str) -> Option<Pid> {
         let record = fs::read_to_string(self.dir.join("processes").join(server)).ok()?;
         let mut fields = record.split_whitespace();
@@ -134,11 +193,26 @@ impl Services {
             std::thread::sleep(Duration::from_millis(10));
         }
         let output = child.wait_with_output()?;
+        self.note(command, rest, &output.stderr);
         if !output.status.success() {
             bail!("{what}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }
 
 /// The script: the one named, else `gateway/deploy/services` above this program or the working directory.

@@ -90,6 +90,19 @@ pub async fn a_device_moves_between_gateways(fixture: &impl HotStoreFixture) {
     assert_eq!(places(&a, USER).await, [gateway("b")]);
 }
 
+/// A store that went back to an earlier state names a connection that is long gone; the one there is takes its place back,
+/// and is told that pushes may have passed it by.
+pub async fn a_place_that_went_back_is_taken_back(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    change(&a, &[here(USER, "phone", 1)]).await;
+    change(&b, &[here(USER, "phone", 2)]).await;
+    // What a failover to a replica that lags behind makes of it.
+    change(&a, &[here(USER, "phone", 1)]).await;
+    assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Lost]);
+    assert_eq!(places(&a, USER).await, [gateway("b")]);
+    assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Done]);
+}
+
 /// A session whose connection ended waits for its device, with what it watched; nobody is present meanwhile.
 pub async fn a_session_can_be_resumed_by_its_device(fixture: &impl HotStoreFixture) {
     let (a, b) = (fixture.store("a").await, fixture.store("b").await);

@@ -66,9 +66,11 @@ impl Places {
             PresenceChange::Renewed(hold) => {
                 let (places, before) = self.take(hold.user, &hold.device, now);
                 let (place, outcome) = match before {
-                    Some(other) if other.attachment != hold.attachment => (other, PresenceOutcome::HeldByAnother),
-                    Some(_) => (Place::of(hold, gateway, after(now, PRESENCE_TTL)), PresenceOutcome::Done),
-                    None => (Place::of(hold, gateway, after(now, PRESENCE_TTL)), PresenceOutcome::Lost),
+                    Some(other) if other.attachment > hold.attachment => (other, PresenceOutcome::HeldByAnother),
+                    Some(same) if same.attachment == hold.attachment => {
+                        (Place::of(hold, gateway, after(now, PRESENCE_TTL)), PresenceOutcome::Done)
+                    }
+                    _ => (Place::of(hold, gateway, after(now, PRESENCE_TTL)), PresenceOutcome::Lost),
                 };
                 places.push(place);
                 outcome

@@ -10,7 +10,7 @@
 -- ARGV[5]   the gateway's process (16 hex digits)    ARGV[6] ms for which a gateway is believed
 --
 -- Returns one text per change: empty; `T<gateway>|<attachment>` if the device was taken from that connection; `L` if a
--- renewed session was not known; `X` if another connection has its device.
+-- renewed session was not known, or only an earlier connection of its device; `X` if a later one has the device.
 --
 -- Each place carries its own end: the hash of a user lives on while one device is renewed, others may have died since.
 
@@ -59,13 +59,15 @@ local function here(key, field, held, session, attachment, watching)
 end
 
 local function renewed(key, field, held, session, attachment, watching)
-  if held and held.attachment ~= attachment then
+  -- Attachments grow with time and are of one length. An earlier one here means that the store went back.
+  if held and held.attachment > attachment then
     return 'X'
   end
+  local is_known = held and held.attachment == attachment
   call('HSET', key, field, place(gateway, session, ttl_ms, attachment, watching))
-  call('HSETNX', key, 'gatewayId', gateway)
+  call(held and not is_known and 'HSET' or 'HSETNX', key, 'gatewayId', gateway)
   call('PEXPIRE', key, ttl_ms)
-  return held and '' or 'L'
+  return is_known and '' or 'L'
 end
 
 local function gone(key, field, places, attachment)
