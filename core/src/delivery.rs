@@ -12,7 +12,7 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::event::{IngestEvent, Membership};
-use crate::ids::{ConversationId, LobbyName, MessageId, Millis, RoomId, SessionId, UserId};
+use crate::ids::{ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId};
 use crate::queue::Weigh;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
@@ -117,6 +117,15 @@ pub enum Ask {
         device: String,
         /// Lobbies to watch from the start.
         watch: Vec<LobbyName>,
+        /// Where the client stands.
+        positions: Vec<SyncFrom>,
+    },
+    /// What is missing in these conversations?
+    Sync {
+        /// Who asks.
+        user: UserId,
+        /// Where the client stands, with what it may read.
+        positions: Vec<(SyncFrom, Access)>,
     },
     /// A page of a conversation the session may read.
     History {
@@ -126,13 +135,47 @@ pub enum Ask {
         page: crate::ports::Page,
         /// Messages at most.
         size: u32,
+        /// Whether to say how far everybody is.
+        watermarks: Watermarks,
     },
+}
+
+/// Whether an answer says how far everybody has received and read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watermarks {
+    /// It does.
+    Shown,
+    /// It does not.
+    LeftOut,
+}
+
+/// Where a client stands in a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncFrom {
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// The epoch the client knows; zero if it knows nothing of the conversation.
+    pub epoch: Epoch,
+    /// The last sequence it has shown.
+    pub seq: Seq,
+}
+
+/// Whether a user may read a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is in it, or it is a lobby there is.
+    Granted,
+    /// It is none of its.
+    Denied,
 }
 
 impl Weigh for Request {
     fn weight_bytes(&self) -> usize {
         match &self.ask {
-            Ask::Login { token, device, .. } => 256 + token.len() + device.len(),
+            Ask::Login { token, device, positions, .. } => {
+                256 + token.len() + device.len() + size_of_val(positions.as_slice())
+            }
+            Ask::Sync { positions, .. } => 128 + size_of_val(positions.as_slice()),
             Ask::History { .. } => 128,
         }
     }
@@ -198,8 +241,15 @@ pub enum ShardInput {
     Deliver {
         /// To whom.
         recipients: Recipients,
+        /// A message's place in its conversation; nothing for other pushes.
+        place: Option<Place>,
         /// What.
         frame: Encoded,
+    },
+    /// Pushes may have been lost on their way to this gateway: those concerned are told to sync.
+    PushesMissed {
+        /// Whose. `None`: anybody's.
+        of: Option<Vec<UserId>>,
     },
     /// A room's membership changed: the index follows, then the members are told.
     Membership {
@@ -275,6 +325,7 @@ impl Weigh for ShardInput {
             Self::Settled(settled) => settled.len() * size_of::<Settled>(),
             Self::Bind { identity, .. } => identity.rooms.len() * size_of::<RoomId>(),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
+            Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
             Self::Refused { .. } | Self::Drain => 0,
         }
     }

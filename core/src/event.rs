@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::{event::v1 as wire, v1};
 
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
 
 /// A session accepted a message for a conversation it is a member of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +128,8 @@ pub enum PushEvent {
     Sequenced {
         /// Decides who gets it.
         conversation: ConversationId,
+        /// The conversation's epoch.
+        epoch: Epoch,
         /// For logs and positions.
         seq: Seq,
         /// The encoded `tidegate.v1.Message`, ready to be framed.
@@ -153,6 +155,19 @@ pub enum PushEvent {
         /// Which of the two.
         change: Membership,
     },
+    /// How many batches came before this one; see [`crate::streams`].
+    Marked(StreamMark),
+}
+
+/// A batch's place in its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamMark {
+    /// The stream.
+    pub stream: StreamId,
+    /// Batches sent before.
+    pub before: u64,
+    /// Batches sent with this one; the same as `before` if the mark stands alone.
+    pub after: u64,
 }
 
 impl PushEvent {
@@ -162,7 +177,7 @@ impl PushEvent {
         const REST: usize = 96;
         match self {
             Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
-            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } => REST,
+            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Marked(_) => REST,
         }
     }
 }
@@ -261,10 +276,18 @@ fn ingest_from_wire(event: wire::IngestEvent) -> Result<IngestEvent, EventError>
 
 fn push_to_wire(event: &PushEvent) -> wire::PushEvent {
     let event = match event {
-        PushEvent::Sequenced { conversation, seq, payload } => wire::push_event::Event::Sequenced(wire::Sequenced {
-            conversation_id: conversation.to_string(),
-            seq: seq.0,
-            message_payload: payload.clone(),
+        PushEvent::Sequenced { conversation, epoch, seq, payload } => {
+            wire::push_event::Event::Sequenced(wire::Sequenced {
+                conversation_id: conversation.to_string(),
+                epoch: epoch.0,
+                seq: seq.0,
+                message_payload: payload.clone(),
+            })
+        }
+        PushEvent::Marked(mark) => wire::push_event::Event::Marked(wire::StreamMark {
+            stream_id: mark.stream.0,
+            before: mark.before,
+            after: mark.after,
         }),
         PushEvent::Rejected { user, session, payload } => wire::push_event::Event::Rejected(wire::Rejected {
             user_id: user.0,
@@ -287,9 +310,13 @@ fn push_from_wire(event: wire::PushEvent) -> Result<PushEvent, EventError> {
     Ok(match event.event.ok_or(EventError::Empty)? {
         wire::push_event::Event::Sequenced(s) => PushEvent::Sequenced {
             conversation: conversation(&s.conversation_id)?,
+            epoch: Epoch(s.epoch),
             seq: Seq(s.seq),
             payload: s.message_payload,
         },
+        wire::push_event::Event::Marked(m) => {
+            PushEvent::Marked(StreamMark { stream: StreamId(m.stream_id), before: m.before, after: m.after })
+        }
         wire::push_event::Event::Rejected(r) => PushEvent::Rejected {
             user: user(r.user_id)?,
             session: SessionId(r.session_id),

@@ -20,6 +20,10 @@ pub struct RoomId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
+/// One engine's numbered batches of pushes for one target, for one life of that engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
 /// Position of a message in its conversation: 1, 2, 3 and so on. Zero stands before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(pub u64);
@@ -35,6 +39,15 @@ impl Seq {
 /// Identity of a conversation's storage life: sequences are comparable only within one epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u32);
+
+/// Where a message is in its conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The conversation's epoch.
+    pub epoch: Epoch,
+    /// The sequence.
+    pub seq: Seq,
+}
 
 /// Milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

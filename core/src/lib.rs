@@ -26,6 +26,7 @@ pub mod session;
 pub mod accept;
 pub mod ingest;
 pub mod push;
+pub mod streams;
 
 pub mod presence;
 pub mod reception;

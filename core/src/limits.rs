@@ -6,7 +6,7 @@ use std::time::Duration;
 pub use tidegate_proto::limits::{
     CLIENT_MSG_ID_BYTES_MAX, CLIENT_NAME_BYTES_MAX, DEVICE_CLASS_BYTES_MAX, DEVICE_ID_BYTES_MAX,
     FRAME_BYTES_MAX_DEFAULT as FRAME_BYTES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOBBY_ID_BYTES_MAX,
-    PROTOCOL_ERRORS_MAX, WATCHES_MAX,
+    PROTOCOL_ERRORS_MAX, SYNC_MESSAGES_MAX, SYNC_POSITIONS_MAX, WATCHES_MAX,
 };
 
 /// Keeps `im.push.<gateway_id>` readable and far below AMQP's 255 bytes.
@@ -99,6 +99,10 @@ pub const RECENT_MESSAGES_MAX: usize = 50;
 /// Conversations whose positions ride on the login reply, most recent first.
 pub const POSITIONS_MAX: usize = 500;
 
+/// Messages that one Sync reads for all its conversations together: more than a frame takes, so that a frame is full, and
+/// few enough that all look-ups at once hold no more than their pages of history would.
+pub const SYNC_FETCH_MAX: u64 = 256;
+
 /// Bodies on one page of history over HTTP; the page ends earlier when they run out. Bounds what slow readers hold.
 pub const HISTORY_PAGE_BYTES_MAX: usize = 256 * 1024;
 
@@ -130,4 +134,5 @@ const _: () = assert!(OUTBOX_BYTES_MAX >= 2 * FRAME_BYTES_MAX, "an outbox holds 
 const _: () = assert!(BODY_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a message with its ids fits one frame");
 const _: () = assert!(PUBLISH_EVENTS_MAX <= INGEST_BATCH_MAX, "a published batch fits one turn of the ingest engine");
 const _: () = assert!(ACCEPT_QUEUE_MAX > IN_FLIGHT_MAX as usize, "one connection cannot fill the acceptor");
+const _: () = assert!(SYNC_MESSAGES_MAX as u64 <= SYNC_FETCH_MAX, "the longest gap that Sync fills can be read");
 const _: () = assert!(HISTORY_PAGE_BYTES_MAX >= BODY_BYTES_MAX, "a page holds at least one message");

@@ -363,6 +363,12 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`]; the inbox may have been taken all the same, its messages are in the archive.
     fn take_summary(&self, user: UserId) -> impl Future<Output = PortResult<Summary>> + Send;
 
+    /// The newest `max` messages of the inbox, oldest first, without taking them.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn peek_inbox(&self, user: UserId, max: usize) -> impl Future<Output = PortResult<Vec<Bytes>>> + Send;
+
     /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
     /// meantime above `counted_to` is added. Stays without effect where exactness cannot be proven, because the store lost
     /// its memory meanwhile or too much was filed: the counts then remain unknown.

@@ -191,8 +191,13 @@ impl World {
                 before_seq: number,
                 after_seq: number.is_multiple_of(2).then_some(number),
                 page_size: number as u32,
+                watermarks: number.is_multiple_of(3),
             }
             .encode_to_vec(),
+            Ok(Kind::Sync) => {
+                let from = v1::SyncFrom { conversation_id, epoch: number as u32, seq: number };
+                v1::Sync { positions: vec![from; self.random.below(510) as usize] }.encode_to_vec()
+            }
             Ok(Kind::Watch) => {
                 let names = ["lobby_main", "lobby_eu", "lobby_x"];
                 let watch = (0..self.random.below(3)).map(|_| (*self.random.of(&names)).to_owned()).collect();

@@ -24,6 +24,7 @@ use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::reception::{Greeting, Reception};
 use tidegate_core::session::SessionContext;
+use tidegate_core::streams::{self, OutStreams};
 use tidegate_proto::v1;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -92,11 +93,15 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         clock,
     };
     endless.spawn(push.run());
+    let mut out_streams = Vec::new();
     for partition in (0..backend.ingest().partitions()).map(Partition) {
-        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, Arc::clone(&members));
+        let streams = Arc::new(OutStreams::new(random()));
+        out_streams.push(Arc::clone(&streams));
+        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, Arc::clone(&members), streams);
         endless.spawn(engine.run());
         finishing.spawn(accept::run(partition, accept.clone(), Arc::clone(&backend), mailboxes.clone()));
     }
+    endless.spawn(streams::run_beacons(out_streams, Arc::clone(&backend), clock));
     let reception = Reception {
         backend: Arc::clone(&backend),
         mailboxes: mailboxes.clone(),
@@ -135,6 +140,7 @@ fn start_shards(
         connections_max: config.limits.connections_max.div_ceil(listeners.len()),
         handshake_timeout: config.limits.handshake_timeout,
         idle_timeout: Duration::from_secs(idle_s.into()),
+        stall_timeout: config.limits.stall_timeout,
     };
     let context = SessionContext {
         gateway: config.gateway_id.clone(),
@@ -204,13 +210,17 @@ fn greeting(config: &Config) -> Greeting {
         frame_bytes_max: config.limits.frame_bytes_max,
         body_bytes_max: config.limits.body_bytes_max,
         in_flight_max: config.limits.in_flight_max,
+        lobbies: config.lobbies.clone(),
     }
 }
 
 /// Session ids decide whose presence is whose over all gateways: 64 random bits, never zero.
 fn random_session() -> SessionId {
-    let id = getrandom::u64().expect("the system's random source is there once the process runs");
-    SessionId(id.max(1))
+    SessionId(random().max(1))
+}
+
+fn random() -> u64 {
+    getrandom::u64().expect("the system's random source is there once the process runs")
 }
 
 /// Gives WebSockets whose handshake is done to the shards in turn.

@@ -36,6 +36,8 @@ names! {
     SHARD_READ_BYTES: describe_counter "tidegate_shard_read_bytes_total", "Bytes read from clients, by shard.";
     SHARD_READ_FRAMES: describe_counter "tidegate_shard_read_frames_total", "Frames read from clients, by shard.";
     SHARD_WRITTEN_FRAMES: describe_counter "tidegate_shard_written_frames_total", "Frames queued for clients, by shard.";
+    SHARD_SKIPPED_FRAMES: describe_counter "tidegate_shard_skipped_pushes_total", "Pushes of rooms and lobbies not queued for connections that were behind, by shard; they sync.";
+    SHARD_BEHIND: describe_gauge "tidegate_shard_behind_connections", "Client connections that are behind in a room or lobby now, by shard.";
     SHARD_CLOSES: describe_counter "tidegate_shard_closed_connections_total", "Connections that ended, by reason.";
     SHARD_ACCEPT_FAILURES: describe_counter "tidegate_shard_accept_failures_total", "Times accept failed; the system ran out of files or memory.";
     SHARD_DEPARTURES_DROPPED: describe_counter "tidegate_shard_dropped_departures_total", "Ended sessions that were not told at once; their presence expires.";

@@ -233,27 +233,6 @@ async fn many_small_commands_at_once_are_all_answered() {
     world.gateway.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_never_reads_is_closed_and_the_others_get_everything() {
-    let world = embedded(&["limits.outbox_bytes_max=131072"]);
-    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
-    let mut stuck = Client::open(world.address).await;
-    stuck.login(&ben, "stuck", &["lobby_main"]).await;
-    let mut reader = Client::open(world.address).await;
-    reader.login(&ben, "reader", &["lobby_main"]).await;
-    let mut writer = world.connect(&anna, "pc").await;
-    let body = "x".repeat(16 * 1024);
-    // More than the kernel's buffers of both sides and the outbox hold.
-    const MESSAGES: u64 = 800;
-    for n in 1..=MESSAGES {
-        writer.send("lobby_main", &format!("k{n}"), &body).await.unwrap();
-        assert_eq!(reader.message().await.seq, n);
-    }
-    // It reads at last: what was already on its way, whole, then why it was closed.
-    assert_eq!(stuck.close().await, CloseCode::SlowConsumer);
-    world.gateway.stop().await;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // WebSocket, from behind its HTTP handshake on
 

@@ -2,45 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
 mod support;
 
 use prost::Message as _;
-use support::{World, embedded, eventually};
+use support::{World, eventually};
 use tidegate_core::event::{Membership, PushEvent};
 use tidegate_core::ids::{ConversationId, RoomId};
 use tidegate_core::ports::{Archive as _, Backend, HotStore as _, PushQueue as _, PushTarget};
 use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
-
-/// Runs scenarios on the embedded backends, and on services where the test run has started them.
-macro_rules! on_every_backend {
-    ($($scenario:ident),* $(,)?) => {
-        mod on_embedded {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $scenario() {
-                    let world = super::embedded(&[]);
-                    super::$scenario(&world).await;
-                    world.gateway.stop().await;
-                }
-            )*
-        }
-
-        mod on_services {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $scenario() {
-                    let Some(services) = super::support::Cluster::of_services() else {
-                        return;
-                    };
-                    let world = services.gateway("gw-one").await;
-                    super::$scenario(&world).await;
-                    world.gateway.stop().await;
-                }
-            )*
-        }
-    };
-}
 
 on_every_backend!(
     a_private_message_reaches_all_devices_of_both,
@@ -184,7 +155,13 @@ async fn history_pages_both_ways<B: Backend>(world: &World<B>) {
         (0, Some(5), vec![6, 7], false),
         (0, Some(7), vec![], false),
     ] {
-        let history = v1::History { conversation_id: conversation.clone(), before_seq, after_seq, page_size: 3 };
+        let history = v1::History {
+            conversation_id: conversation.clone(),
+            before_seq,
+            after_seq,
+            page_size: 3,
+            ..Default::default()
+        };
         let page: v1::HistoryReply = client.ask(Kind::History, &history).await.unwrap();
         let got: Vec<_> = page.messages.iter().map(|message| message.seq).collect();
         assert_eq!((got, page.more, page.last_seq), (seqs, more, 7), "before {before_seq}, after {after_seq:?}");

@@ -113,7 +113,7 @@ impl LoggedIn {
             device_id: device_id.to_owned(),
             device_class: "desktop".to_owned(),
             client: concat!("tidegate-loadtest ", env!("CARGO_PKG_VERSION")).to_owned(),
-            watch: Vec::new(),
+            ..Default::default()
         };
         frame::put_message(&mut out, Kind::Login, 0, &login);
         stream.write_all(&out).await?;

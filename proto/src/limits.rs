@@ -40,6 +40,12 @@ pub const LOBBY_ID_BYTES_MAX: usize = 31;
 /// Lobbies one connection may watch: nobody reads more at once, and each costs an entry in the shard's index.
 pub const WATCHES_MAX: usize = 16;
 
+/// Positions in one Login or Sync: as many as a LoginReply names, and with the longest names they fill half a frame.
+pub const SYNC_POSITIONS_MAX: usize = 500;
+
+/// Messages that Sync brings for one conversation; a client that misses more pages through History.
+pub const SYNC_MESSAGES_MAX: u32 = 200;
+
 /// Messages in one `HistoryReply`; it also ends where the frame would grow too large.
 pub const HISTORY_PAGE_MAX: u32 = 200;
 

@@ -60,7 +60,55 @@ fn login_reply() -> LoginReply {
             Position { conversation_id: "r_7".into(), epoch: 2, ..Default::default() },
         ],
         recent: vec![earlier()],
+        ..Default::default()
     }
+}
+
+/// The answer to `login_resume`: one conversation whole, one not recoverable, one none of the user's.
+fn resumed_reply() -> LoginReply {
+    LoginReply {
+        positions: vec![Position { conversation_id: "p_17_42".into(), epoch: 1, last_seq: 3, read_seq: 1, unread: 1 }],
+        recent: vec![],
+        resumed: true,
+        watching: vec!["lobby_eu-west".into(), "lobby_main".into()],
+        synced: vec![whole(), reload(), not_member()],
+        ..login_reply()
+    }
+}
+
+fn whole() -> Synced {
+    Synced {
+        conversation_id: "p_17_42".into(),
+        epoch: 1,
+        last_seq: 3,
+        outcome: SyncOutcome::Whole.into(),
+        messages: vec![earlier(), hello()],
+        read_seq: 1,
+        unread: 1,
+    }
+}
+
+fn reload() -> Synced {
+    Synced {
+        conversation_id: "lobby_main".into(),
+        epoch: 1,
+        last_seq: 70_000,
+        outcome: SyncOutcome::Reload.into(),
+        ..Default::default()
+    }
+}
+
+fn not_member() -> Synced {
+    Synced { conversation_id: "r_7".into(), outcome: SyncOutcome::NotMember.into(), ..Default::default() }
+}
+
+/// Nothing is missing.
+fn in_sync() -> Synced {
+    Synced { messages: vec![], ..whole() }
+}
+
+fn sync_from(conversation_id: &str, epoch: u32, seq: u64) -> SyncFrom {
+    SyncFrom { conversation_id: conversation_id.into(), epoch, seq }
 }
 
 /// A golden file of whole frames, perhaps behind an opening.
@@ -93,9 +141,29 @@ fn cases() -> Vec<Case> {
                 device_class: "desktop".into(),
                 client: "golden/1.0".into(),
                 watch: vec!["lobby_main".into(), "lobby_eu-west".into()],
+                ..Default::default()
             },
         ),
         one("login_reply", Kind::LoginReply, 1, &login_reply()),
+        one(
+            "login_resume",
+            Kind::Login,
+            1,
+            &Login {
+                token: TOKEN.into(),
+                device_id: "desk-1".into(),
+                watch: vec!["lobby_main".into()],
+                resume_session_id: 0x0123_4567_89ab_cdef,
+                positions: vec![
+                    sync_from("p_17_42", 1, 1),
+                    sync_from("lobby_main", 1, 69_000),
+                    sync_from("r_7", 2, 5),
+                    sync_from("r_8", 0, 0),
+                ],
+                ..Default::default()
+            },
+        ),
+        one("login_reply_resumed", Kind::LoginReply, 1, &resumed_reply()),
         one("ping", Kind::Ping, 2, &Ping {}),
         one("pong", Kind::Pong, 2, &Pong { server_time_ms: 1_767_225_600_100 }),
         one(
@@ -140,6 +208,29 @@ fn cases() -> Vec<Case> {
                 last_seq: 3,
                 messages: vec![earlier(), hello()],
                 more: true,
+                ..Default::default()
+            },
+        ),
+        one(
+            "history_watermarks",
+            Kind::History,
+            5,
+            &History { conversation_id: private(), page_size: 1, watermarks: true, ..Default::default() },
+        ),
+        one(
+            "history_reply_watermarks",
+            Kind::HistoryReply,
+            5,
+            &HistoryReply {
+                conversation_id: private(),
+                epoch: 1,
+                last_seq: 3,
+                messages: vec![hello()],
+                more: true,
+                watermarks: vec![
+                    Watermark { user_id: 17, delivered_seq: 3, read_seq: 3 },
+                    Watermark { user_id: 42, delivered_seq: 3, read_seq: 2 },
+                ],
             },
         ),
         one(
@@ -149,6 +240,15 @@ fn cases() -> Vec<Case> {
             &Watch { watch: vec!["lobby_main".into()], unwatch: vec!["lobby_eu-west".into()] },
         ),
         one("watch_reply", Kind::WatchReply, 6, &WatchReply { watching: vec!["lobby_main".into()] }),
+        one("sync", Kind::Sync, 7, &Sync { positions: vec![sync_from("r_8", 0, 0), sync_from("p_17_42", 1, 3)] }),
+        one(
+            "sync_reply",
+            Kind::SyncReply,
+            7,
+            &SyncReply {
+                synced: vec![Synced { conversation_id: "r_8".into(), epoch: 2, ..Default::default() }, in_sync()],
+            },
+        ),
         one("error_slow_down", Kind::Error, 7, &error(Code::SlowDown, "slow down", 1500)),
         one("error_unknown_kind", Kind::Error, 8, &error(Code::UnknownKind, "no such command", 0)),
         Case {
@@ -183,6 +283,19 @@ fn cases() -> Vec<Case> {
             0,
             &MembershipChanged { conversation_id: "r_7".into(), user_id: 42, joined: true },
         ),
+        one(
+            "behind",
+            Kind::Behind,
+            0,
+            &Behind {
+                conversation_id: "lobby_main".into(),
+                epoch: 1,
+                after_seq: 70_000,
+                last_seq: 70_321,
+                ..Default::default()
+            },
+        ),
+        one("behind_everywhere", Kind::Behind, 0, &Behind { spread_ms: 5000, ..Default::default() }),
         Case { name: "close_draining", has_opening: false, frames: vec![close(CloseCode::Draining)] },
         Case {
             name: "close_unsupported_version",
@@ -230,17 +343,20 @@ fn reencode(frame: &Frame) -> BytesMut {
         Kind::Receipt => again::<Receipt>(frame, kind),
         Kind::History => again::<History>(frame, kind),
         Kind::Watch => again::<Watch>(frame, kind),
+        Kind::Sync => again::<Sync>(frame, kind),
         Kind::LoginReply => again::<LoginReply>(frame, kind),
         Kind::Pong => again::<Pong>(frame, kind),
         Kind::SendAck => again::<SendAck>(frame, kind),
         Kind::ReceiptAck => again::<ReceiptAck>(frame, kind),
         Kind::HistoryReply => again::<HistoryReply>(frame, kind),
         Kind::WatchReply => again::<WatchReply>(frame, kind),
+        Kind::SyncReply => again::<SyncReply>(frame, kind),
         Kind::Error => again::<Error>(frame, kind),
         Kind::Message => again::<Message>(frame, kind),
         Kind::SendRejected => again::<SendRejected>(frame, kind),
         Kind::ReceiptMoved => again::<ReceiptMoved>(frame, kind),
         Kind::MembershipChanged => again::<MembershipChanged>(frame, kind),
+        Kind::Behind => again::<Behind>(frame, kind),
         Kind::Close => again::<Close>(frame, kind),
     }
 }

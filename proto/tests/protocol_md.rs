@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use support::{crate_dir, golden, parse_hex};
 use tidegate_proto::limits::*;
+use tidegate_proto::v1::SyncOutcome;
 use tidegate_proto::{CloseCode, Code, HEAD_BYTES, Kind, OPENING_BYTES};
 
 fn protocol() -> String {
@@ -102,10 +103,26 @@ fn codes_named_in_the_text_exist() {
         CloseCode::BadFrame,
         CloseCode::TooManyErrors,
         CloseCode::TokenRejected,
+        CloseCode::Replaced,
     ];
     for code in client_caused {
         assert!(answers.contains(&code.number().to_string()), "{} is no answer to anything", code.label());
     }
+}
+
+#[test]
+fn every_outcome_of_a_sync_says_what_to_do() {
+    let document = protocol();
+    let answers = section(&document, "## Staying in sync").split_once("**Answers.**").unwrap().1;
+    let shown: BTreeSet<(i32, String)> = table(answers)
+        .iter()
+        .map(|row| (row[1].parse().unwrap(), row[0].split(',').next().unwrap().to_owned()))
+        .collect();
+    let known: BTreeSet<(i32, String)> = (0..=255)
+        .filter_map(|number| SyncOutcome::try_from(number).ok())
+        .map(|outcome| (outcome as i32, outcome.as_str_name().to_owned()))
+        .collect();
+    assert_eq!(shown, known);
 }
 
 #[test]
@@ -123,6 +140,8 @@ fn bounds_are_those_of_limits_rs() {
         ("conversation id", CONVERSATION_ID_BYTES_MAX),
         ("lobby id", LOBBY_ID_BYTES_MAX),
         ("watched lobbies", WATCHES_MAX),
+        ("sync positions", SYNC_POSITIONS_MAX),
+        ("sync messages", SYNC_MESSAGES_MAX as usize),
         ("history page", HISTORY_PAGE_MAX as usize),
         ("history page by default", HISTORY_PAGE_DEFAULT as usize),
         ("protocol errors", PROTOCOL_ERRORS_MAX as usize),

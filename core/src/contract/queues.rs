@@ -8,7 +8,7 @@ use futures_util::future::{join, join_all};
 use tidegate_proto::v1::ContentType;
 
 use crate::event::{Accepted, IngestEvent, Membership, PushEvent, ReceiptMoved};
-use crate::ids::{ConversationId, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
 use crate::limits::INGEST_BATCH_MAX;
 use crate::ports::{IngestBatch, IngestConsumer, IngestQueue, PushConsumer, PushQueue, PushTarget};
 
@@ -52,6 +52,7 @@ pub fn receipt(n: u64) -> IngestEvent {
 pub fn pushed(n: u64) -> PushEvent {
     PushEvent::Sequenced {
         conversation: ConversationId::Room(RoomId(1)),
+        epoch: Epoch(1),
         seq: Seq(n),
         payload: Bytes::from(format!("push {n}")),
     }

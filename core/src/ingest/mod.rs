@@ -32,6 +32,7 @@ use crate::ports::{
 };
 use crate::recent::Recent;
 use crate::retry::until_done;
+use crate::streams::OutStreams;
 use commit::{Committed, Ends};
 use members::Members;
 use turn::{Known, Sorted, merge_receipts, rejected, sequenced};
@@ -45,6 +46,7 @@ pub struct IngestEngine<B, C> {
     backend: Arc<B>,
     clock: C,
     members: Arc<Members>,
+    streams: Arc<OutStreams>,
     /// Where conversations end in the archive, as this engine read it there or committed it. Right as long as it is the
     /// only one that writes to them and the archive does not go back; where that is in doubt, forgotten.
     floors: Recent<ConversationId, End>,
@@ -55,8 +57,14 @@ pub struct IngestEngine<B, C> {
 impl<B: Backend, C: Clock> IngestEngine<B, C> {
     /// An engine for one partition.
     #[must_use]
-    pub fn new(partition: Partition, backend: Arc<B>, clock: C, members: Arc<Members>) -> Self {
-        Self { partition, backend, clock, members, floors: Recent::new(FLOORS_MAX), breaks: 0 }
+    pub fn new(
+        partition: Partition,
+        backend: Arc<B>,
+        clock: C,
+        members: Arc<Members>,
+        streams: Arc<OutStreams>,
+    ) -> Self {
+        Self { partition, backend, clock, members, streams, floors: Recent::new(FLOORS_MAX), breaks: 0 }
     }
 
     /// Runs until the queue is closed. A consumer that ends is replaced, and what it held is delivered again.
@@ -172,7 +180,10 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             return Ok(Vec::new());
         }
         let push = self.backend.push();
-        until_done(&self.clock, "publish", || push.publish(batches.clone())).await
+        let batches = self.streams.stamp(batches);
+        let gone = until_done(&self.clock, "publish", || push.publish(batches.clone())).await?;
+        self.streams.confirm(&gone);
+        Ok(gone)
     }
 
     async fn file(&self, filings: Vec<Filing>, receipts: &[ReceiptMoved]) -> PortResult<()> {

@@ -89,7 +89,8 @@ pub(super) fn merge_receipts(receipts: Vec<ReceiptMoved>) -> Vec<ReceiptMoved> {
 /// The push of a stored message, and its payload for inboxes. Encoded here, once for everybody.
 pub(super) fn sequenced(message: &StoredMessage, epoch: Epoch) -> (PushEvent, Bytes) {
     let payload = Bytes::from(message.to_wire(epoch).encode_to_vec());
-    let event = PushEvent::Sequenced { conversation: message.conversation, seq: message.seq, payload: payload.clone() };
+    let event =
+        PushEvent::Sequenced { conversation: message.conversation, epoch, seq: message.seq, payload: payload.clone() };
     (event, payload)
 }
 

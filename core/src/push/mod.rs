@@ -1,7 +1,8 @@
 //! The push engine: from this gateway's queue of MQ2 into the shards' mailboxes.
 //!
-//! In come sequenced events, in order; each is framed once and goes to the shards that hold a receiver. It keeps nothing: a
-//! crash loses pushes on their way, and clients resync by sequence.
+//! In come sequenced events, in order; each is framed once and goes to the shards that hold a receiver. It keeps nothing but
+//! counts: pushes may be lost on their way, by a crash or by MQ2; whenever that may have happened, the shards are told, and
+//! their clients sync.
 
 pub mod routes;
 
@@ -15,11 +16,12 @@ use tidegate_proto::{HEAD_BYTES, Kind, v1};
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
-use crate::ids::ConversationId;
+use crate::ids::{ConversationId, Place};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
 use crate::meter;
 use crate::ports::{Backend, PortError, PushConsumer, PushQueue};
+use crate::streams::{Heard, InStreams};
 use routes::Routes;
 
 /// What the push engine works with.
@@ -40,29 +42,37 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
     /// Runs until the queue is closed. A consumer that ends is replaced.
     pub async fn run(self) {
         const PAUSE: Duration = Duration::from_millis(200);
+        let mut streams = InStreams::default();
+        let mut life = Life::First;
         loop {
-            match self.consume().await {
+            match self.consume(&mut streams, life).await {
                 PortError::Closed => return,
                 error => tracing::warn!(%error, "push consumer ended, making another"),
             }
-            // Membership changes may have been missed.
-            self.members.forget_all();
+            life = Life::Another;
             self.clock.sleep(PAUSE).await;
         }
     }
 
-    async fn consume(&self) -> PortError {
+    async fn consume(&self, streams: &mut InStreams, life: Life) -> PortError {
         let mut consumer = match self.backend.push().consume().await {
             Ok(consumer) => consumer,
             Err(error) => return error,
         };
+        if life == Life::Another {
+            // Only now, that pushes arrive again: a client that syncs before could miss what is lost after.
+            self.tell_missed("consumer").await;
+        }
         loop {
             let events = match consumer.next_batch(PUSH_BATCH_MAX).await {
                 Ok(events) => events,
                 Err(error) => return error,
             };
             metrics::counter!(meter::PUSH_EVENTS).increment(events.len() as u64);
-            let batches = self.route(events);
+            let (batches, heard) = self.route(events, streams);
+            if heard == Heard::Missed {
+                self.tell_missed("gap").await;
+            }
             for (shard, inputs) in (0_u8..).map(ShardId).zip(batches) {
                 if !inputs.is_empty() {
                     self.mailboxes.post(shard, inputs).await;
@@ -71,7 +81,19 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         }
     }
 
-    fn route(&self, events: Vec<PushEvent>) -> Vec<Vec<ShardInput>> {
+    /// Pushes may have been lost: membership changes for the ingest engine's view, and anything for clients.
+    async fn tell_missed(&self, reason: &'static str) {
+        metrics::counter!(meter::PUSH_MISSED, "reason" => reason).increment(1);
+        tracing::info!(reason, "pushes may have been lost on their way here, clients are told to sync");
+        self.members.forget_all();
+        for shard in (0..self.mailboxes.shards()).map(ShardId) {
+            self.mailboxes.post(shard, vec![ShardInput::PushesMissed { of: None }]).await;
+        }
+    }
+
+    fn route(&self, events: Vec<PushEvent>, streams: &mut InStreams) -> (Vec<Vec<ShardInput>>, Heard) {
+        let now = self.clock.now();
+        let mut heard = Heard::InOrder;
         let mut batches: Vec<Vec<ShardInput>> = (0..self.mailboxes.shards()).map(|_| Vec::new()).collect();
         // One allocation for all frames of the batch; each is a slice of it.
         let payload_bytes: usize = events.iter().map(payload_len).sum();
@@ -79,15 +101,22 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
         for event in events {
             match event {
-                PushEvent::Sequenced { conversation, payload, .. } => {
+                PushEvent::Sequenced { conversation, epoch, seq, payload } => {
                     let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
-                    self.to_conversation(conversation, frame, everywhere, &mut batches);
+                    let place = Some(Place { epoch, seq });
+                    self.to_conversation(conversation, place, frame, everywhere, &mut batches);
+                }
+                PushEvent::Marked(mark) => {
+                    if streams.hear(now, mark) == Heard::Missed {
+                        heard = Heard::Missed;
+                    }
                 }
                 PushEvent::Rejected { user, session, payload } => {
                     let frame = Encoded::push(&mut buffer, Kind::SendRejected, &payload);
                     for shard in self.routes.shards_of(user).iter() {
                         let recipients = Recipients::Session(user, session);
-                        batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, frame: frame.clone() });
+                        let deliver = ShardInput::Deliver { recipients, place: None, frame: frame.clone() };
+                        batches[usize::from(shard.0)].push(deliver);
                     }
                 }
                 PushEvent::ReceiptMoved(receipt) => {
@@ -98,7 +127,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         read_seq: receipt.read.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
-                    self.to_conversation(receipt.conversation, frame, everywhere, &mut batches);
+                    self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
                 }
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
@@ -117,12 +146,13 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                 }
             }
         }
-        batches
+        (batches, heard)
     }
 
     fn to_conversation(
         &self,
         conversation: ConversationId,
+        place: Option<Place>,
         frame: Encoded,
         everywhere: ShardSet,
         batches: &mut [Vec<ShardInput>],
@@ -135,9 +165,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             _ => (Recipients::Conversation(conversation), everywhere),
         };
         for shard in shards.iter() {
-            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, frame: frame.clone() });
+            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, place, frame: frame.clone() });
         }
     }
+}
+
+/// Whether a consumer has others before it, whose pushes may be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    First,
+    Another,
 }
 
 fn payload_len(event: &PushEvent) -> usize {
@@ -145,5 +182,6 @@ fn payload_len(event: &PushEvent) -> usize {
     match event {
         PushEvent::Sequenced { payload, .. } | PushEvent::Rejected { payload, .. } => Bytes::len(payload),
         PushEvent::ReceiptMoved(_) | PushEvent::MembershipChanged { .. } => SMALL,
+        PushEvent::Marked(_) => 0,
     }
 }

@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures_util::future::try_join;
+use futures_util::future::try_join3;
 
 use crate::event::StoredMessage;
 use crate::ids::{ConversationId, Epoch, LobbyName, Seq, UserId};
 use crate::limits::{HISTORY_PAGE_BYTES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX};
-use crate::ports::{Archive as _, Backend, End, Page};
+use crate::ports::{Archive as _, Backend, End, Page, Watermark};
 
 use super::{ServiceError, ServiceResult};
 
@@ -32,6 +32,8 @@ pub struct HistoryPage {
     pub messages: Vec<StoredMessage>,
     /// Whether there is another page in the direction asked for.
     pub more: bool,
+    /// How far those who have received or read anything are, ascending by user; none in lobbies.
+    pub watermarks: Vec<Watermark>,
 }
 
 impl<B: Backend> ChatService<B> {
@@ -56,8 +58,12 @@ impl<B: Backend> ChatService<B> {
         let size = if size == 0 { HISTORY_PAGE_DEFAULT } else { size.min(HISTORY_PAGE_MAX) };
         let archive = self.backend.archive();
         let conversations = [conversation];
-        let (mut messages, ends) =
-            try_join(archive.history(conversation, page, size), archive.ends(&conversations)).await?;
+        let (mut messages, ends, mut watermarks) = try_join3(
+            archive.history(conversation, page, size),
+            archive.ends(&conversations),
+            archive.watermarks(&conversations),
+        )
+        .await?;
         trim(&mut messages, page);
         let oldest = messages.first().map(|message| message.seq);
         let newest = messages.last().map(|message| message.seq);
@@ -69,7 +75,7 @@ impl<B: Backend> ChatService<B> {
             Page::Newest | Page::Before(_) => oldest.is_some_and(|seq| seq > Seq(1)),
             Page::After(_) => newest.is_some_and(|seq| seq < last),
         };
-        Ok(HistoryPage { epoch, last, messages, more })
+        Ok(HistoryPage { epoch, last, messages, more, watermarks: watermarks.pop().unwrap_or_default() })
     }
 
     /// The private conversation of two users.

@@ -6,10 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::try_join;
+use prost::Message as _;
+use tidegate_proto::v1;
+
 use crate::ids::{Millis, UserId};
 use crate::limits::{
-    NAME_CHARS_MAX, NAME_CHARS_MIN, PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, POSITIONS_MAX, TOKEN_BYTES_MAX,
-    USERS_LOOKUP_MAX,
+    HISTORY_PAGE_BYTES_MAX, NAME_CHARS_MAX, NAME_CHARS_MIN, PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, POSITIONS_MAX,
+    RECENT_MESSAGES_MAX, TOKEN_BYTES_MAX, USERS_LOOKUP_MAX,
 };
 use crate::ports::{Archive as _, Backend, HotStore as _, PasswordHasher, PortError, Standing, TokenState, User};
 
@@ -38,6 +43,9 @@ pub struct LoggedIn {
     pub user: User,
     /// The user's conversations, newest first.
     pub standings: Vec<Standing>,
+    /// The newest messages that arrived while the user was away, oldest first: at most [`RECENT_MESSAGES_MAX`] and
+    /// [`HISTORY_PAGE_BYTES_MAX`] of bodies. They stay in the inbox for the first connection.
+    pub recent: Vec<v1::Message>,
 }
 
 impl<B: Backend, P: PasswordHasher> UserService<B, P> {
@@ -92,9 +100,13 @@ impl<B: Backend, P: PasswordHasher> UserService<B, P> {
         let matches = self.hasher.verify(password, hash).await.map_err(hashing)?;
         let user = user.filter(|_| matches).ok_or(ServiceError::CredentialsWrong)?;
         // Before the token: a login that fails here must not leave a token nobody has seen.
-        let standings = self.backend.archive().standings(user.id, POSITIONS_MAX).await?;
+        let (standings, inbox) = try_join(
+            self.backend.archive().standings(user.id, POSITIONS_MAX),
+            self.backend.hot().peek_inbox(user.id, RECENT_MESSAGES_MAX),
+        )
+        .await?;
         self.backend.hot().put_token(token, user.id, self.rules.token_ttl).await?;
-        Ok(LoggedIn { user, standings })
+        Ok(LoggedIn { user, standings, recent: readable(&inbox) })
     }
 
     /// Ends a login.
@@ -172,6 +184,21 @@ fn legal_name(name: &str) -> Option<&str> {
     (fits && name.starts_with(char::is_alphanumeric) && name.chars().all(legal)).then_some(name)
 }
 
+/// The newest messages of an inbox within the bound of a page, oldest first. An entry that is no message is left out: the
+/// inbox is a convenience.
+fn readable(inbox: &[Bytes]) -> Vec<v1::Message> {
+    let mut bytes = 0;
+    let decoded = inbox.iter().rev().filter_map(|entry| v1::Message::decode(entry.clone()).ok());
+    let mut messages: Vec<_> = decoded
+        .take_while(|message| {
+            bytes += message.body.len();
+            bytes <= HISTORY_PAGE_BYTES_MAX
+        })
+        .collect();
+    messages.reverse();
+    messages
+}
+
 /// Keeps what cannot be a token away from the store.
 fn plausible_token(token: &str) -> bool {
     !token.is_empty() && token.len() <= TOKEN_BYTES_MAX && token.bytes().all(|b| b.is_ascii_graphic())
@@ -224,6 +251,20 @@ mod tests {
         assert_eq!(users.holder("token").await, Err(ServiceError::TokenInvalid));
         users.login("BOB", "correct horse".to_owned(), "token").await.expect("the right password");
         assert_eq!(users.authenticate("token").await.map(|user| user.name), Ok("bob".to_owned()));
+    }
+
+    #[test]
+    fn recent_messages_are_the_newest_that_fit_a_page() {
+        let entry = |seq, bytes| v1::Message { seq, body: vec![b'x'; bytes].into(), ..Default::default() };
+        let encoded = |messages: &[v1::Message]| -> Vec<Bytes> {
+            messages.iter().map(|message| message.encode_to_vec().into()).collect()
+        };
+        let (first, second, third) = (entry(1, HISTORY_PAGE_BYTES_MAX / 2 + 1), entry(2, 5), entry(3, 5));
+        let mut inbox = encoded(&[first.clone(), second.clone(), third.clone()]);
+        inbox.insert(2, Bytes::from_static(b"\xff no message"));
+        assert_eq!(readable(&inbox), [first.clone(), second, third]);
+        let large = entry(4, HISTORY_PAGE_BYTES_MAX / 2);
+        assert_eq!(readable(&encoded(&[first, large.clone()])), [large]);
     }
 
     #[test]

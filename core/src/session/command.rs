@@ -6,13 +6,14 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Ask, Request, Ticket};
+use crate::delivery::{Accepting, Access, Ask, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
-use crate::ids::{ClientMsgId, ConversationId, LobbyName, MessageId, Millis, Seq};
+use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq};
 use crate::limits;
 use crate::ports::Page;
 
 const BAD_PAYLOAD: Refusal = Refusal::new(Code::BadPayload, "the payload is not what its kind says");
+const BAD_CONVERSATION: Refusal = Refusal::new(Code::BadConversation, "not a conversation id");
 const NOT_MEMBER: Refusal = Refusal::new(Code::NotMember, "the conversation is none of yours");
 
 /// Reads a Login.
@@ -33,7 +34,19 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
             watch.push(lobby);
         }
     }
-    Ok(Ask::Login { token: login.token, device: login.device_id, watch })
+    let positions = positions(&login.positions)?;
+    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions })
+}
+
+fn positions(wire: &[v1::SyncFrom]) -> Result<Vec<SyncFrom>, Refusal> {
+    if wire.len() > limits::SYNC_POSITIONS_MAX {
+        return Err(Refusal::new(Code::BadPayload, "too many positions at once"));
+    }
+    let position = |from: &v1::SyncFrom| {
+        let conversation = from.conversation_id.parse().map_err(|_| BAD_CONVERSATION)?;
+        Ok(SyncFrom { conversation, epoch: Epoch(from.epoch), seq: Seq(from.seq) })
+    };
+    wire.iter().map(position).collect()
 }
 
 impl Member {
@@ -54,6 +67,7 @@ impl Member {
             Kind::Receipt => self.receipt(ticket, payload, actions, context),
             Kind::History => self.history(ticket, payload, actions, context),
             Kind::Watch => self.watch(ticket, payload, actions, context),
+            Kind::Sync => self.sync(ticket, payload, actions, context),
             _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),
         }
     }
@@ -132,8 +146,31 @@ impl Member {
             0 => limits::HISTORY_PAGE_DEFAULT,
             size => size.min(limits::HISTORY_PAGE_MAX),
         };
+        let watermarks = if history.watermarks { Watermarks::Shown } else { Watermarks::LeftOut };
         self.in_flight += 1;
-        actions.requests.push_back(Request { ticket, ask: Ask::History { conversation, page, size } });
+        actions.requests.push_back(Request { ticket, ask: Ask::History { conversation, page, size, watermarks } });
+        Ok(())
+    }
+
+    /// A conversation that is none of the user's does not refuse the others: it gets an outcome of its own.
+    fn sync(
+        &mut self,
+        ticket: Ticket,
+        payload: Bytes,
+        actions: &mut Actions,
+        context: &SessionContext,
+    ) -> Result<(), Refusal> {
+        let sync = v1::Sync::decode(payload).map_err(|_| BAD_PAYLOAD)?;
+        if sync.positions.is_empty() {
+            return Err(Refusal::new(Code::BadPayload, "Sync names at least one position"));
+        }
+        let with_access = |from: SyncFrom| {
+            let access = if self.may_use(from.conversation, context) { Access::Granted } else { Access::Denied };
+            (from, access)
+        };
+        let positions = positions(&sync.positions)?.into_iter().map(with_access).collect();
+        self.in_flight += 1;
+        actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions } });
         Ok(())
     }
 
@@ -169,8 +206,7 @@ impl Member {
     }
 
     fn conversation(&self, text: &str, context: &SessionContext) -> Result<ConversationId, Refusal> {
-        let conversation: ConversationId =
-            text.parse().map_err(|_| Refusal::new(Code::BadConversation, "not a conversation id"))?;
+        let conversation: ConversationId = text.parse().map_err(|_| BAD_CONVERSATION)?;
         if self.may_use(conversation, context) { Ok(conversation) } else { Err(NOT_MEMBER) }
     }
 }

@@ -188,10 +188,10 @@ impl Session {
                 self.state = State::LoggingIn { bound: None };
             }),
             (Kind::Login, _) => Err(Refusal::new(Code::AlreadyLoggedIn, "this connection is logged in")),
-            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch, State::Ready(member)) => {
+            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync, State::Ready(member)) => {
                 member.handle_command(now, kind, ticket, frame.payload, context, actions)
             }
-            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch, _) => {
+            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync, _) => {
                 Err(Refusal::new(Code::NotLoggedIn, "log in first and wait for the reply"))
             }
             _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),

@@ -1,16 +1,17 @@
 //! One conversation as this client follows it: "Staying in sync" of `proto/PROTOCOL.md`.
 //!
-//! In go positions, messages and history pages, out come [`Step`]s: what to show next. Must always hold: messages are
-//! shown in the order of their sequence, each once; what is not in order waits, within a bound, for the pages between.
+//! In go positions, messages, answers to Sync and history pages, out come [`Step`]s: what to show next. Must always hold:
+//! messages are shown in the order of their sequence, each once; what is not in order waits, within a bound, for those between.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tidegate_proto::limits::HISTORY_PAGE_MAX;
-use tidegate_proto::v1;
+use tidegate_proto::v1::{self, SyncOutcome};
 
+use super::ask::Range;
 use super::line::Place;
-use super::state::Range;
+use super::marks::Marks;
 
 /// Messages shown when a conversation is opened: about a screen.
 pub const OPENING_PAGE: u32 = 20;
@@ -28,9 +29,6 @@ const FETCH_DELAY: Duration = Duration::from_millis(300);
 /// A page not answered for so long is asked for again.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Receipts of one conversation are at least so far apart.
-const RECEIPT_INTERVAL: Duration = Duration::from_millis(500);
-
 /// What to show next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -44,18 +42,27 @@ pub enum Step {
     Lost(u64),
 }
 
+/// What a conversation wants of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// What is missing above [`Conversation::stands_at`], by Sync.
+    Missing,
+    /// A page, by History.
+    Page(Range),
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Fetch {
     #[default]
     Idle,
     Due {
         at: Instant,
-        range: Range,
+        want: Want,
         tries: u32,
     },
     Asked {
         at: Instant,
-        range: Range,
+        want: Want,
         tries: u32,
     },
 }
@@ -73,14 +80,10 @@ pub struct Conversation {
     oldest: u64,
     /// Highest sequence heard of.
     newest: u64,
-    read: u64,
-    unread: u32,
-    /// Up to here `unread` counts already.
-    counted_to: u64,
-    read_sent: u64,
-    delivered_sent: u64,
-    receipt_not_before: Option<Instant>,
+    marks: Marks,
     fetch: Fetch,
+    /// The server said that pushes are missing: ask at this time, whatever is heard until then.
+    behind: Option<Instant>,
     held: BTreeMap<u64, v1::Message>,
     /// The last run of messages shown out of turn, at the first login.
     run: (u64, u64),
@@ -97,31 +100,31 @@ impl Conversation {
             last: 0,
             oldest: 1,
             newest: 0,
-            read: 0,
-            unread: 0,
-            counted_to: 0,
-            read_sent: 0,
-            delivered_sent: 0,
-            receipt_not_before: None,
+            marks: Marks::default(),
             fetch: Fetch::Idle,
+            behind: None,
             held: BTreeMap::new(),
             run: (0, 0),
             settling_until: None,
         }
     }
 
-    /// Messages of others that the user has not read.
-    pub fn unread(&self) -> u32 {
-        self.unread
+    /// How far the user and the other side have come.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
-    /// Up to where the user has read.
-    pub fn read(&self) -> u64 {
-        self.read
+    /// The epoch and the sequence up to which all is shown, or where showing began; `None` if nothing is known.
+    pub fn stands_at(&self) -> Option<(u32, u64)> {
+        self.known.then_some((self.epoch, self.last))
     }
 
-    /// Whether a page is wanted or under way.
+    /// Whether something is wanted or under way.
     pub fn is_busy(&self) -> bool {
+        self.fetch != Fetch::Idle || self.behind.is_some()
+    }
+
+    fn is_fetching(&self) -> bool {
         self.fetch != Fetch::Idle
     }
 
@@ -146,13 +149,13 @@ impl Conversation {
         self.last = last;
         self.oldest = last + 1;
         self.newest = self.newest.max(last);
-        self.delivered_sent = last;
+        self.marks.begin(last);
     }
 
     /// Another storage life: whatever was known of the conversation is void.
     fn restart(&mut self, epoch: u32) {
-        let (fetch, settling_until) = (self.fetch, self.settling_until);
-        *self = Self { known: true, epoch, fetch, settling_until, ..Self::new(self.place) };
+        let (fetch, behind, settling_until) = (self.fetch, self.behind, self.settling_until);
+        *self = Self { known: true, epoch, fetch, behind, settling_until, ..Self::new(self.place) };
     }
 
     /// Where the conversation stands, at a login.
@@ -165,10 +168,7 @@ impl Conversation {
             self.restart(position.epoch);
         }
         self.newest = self.newest.max(position.last_seq);
-        self.read = self.read.max(position.read_seq);
-        self.read_sent = position.read_seq;
-        self.counted_to = position.last_seq;
-        self.unread = if self.read >= position.last_seq { 0 } else { position.unread };
+        self.marks.handle_position(position.read_seq, position.unread, position.last_seq);
         if self.newest > self.last {
             self.fetch_newer(now);
         }
@@ -189,7 +189,7 @@ impl Conversation {
     /// A message arrived, in turn or not.
     pub fn handle_message(&mut self, now: Instant, message: v1::Message) -> Vec<Step> {
         if !self.known {
-            if self.is_busy() {
+            if self.is_fetching() {
                 self.hold(message);
                 return Vec::new();
             }
@@ -207,7 +207,7 @@ impl Conversation {
         if message.seq <= self.last {
             return Vec::new();
         }
-        if message.seq == self.last + 1 && !self.is_busy() {
+        if message.seq == self.last + 1 && !self.is_fetching() {
             return vec![self.step(message)];
         }
         self.hold(message);
@@ -230,7 +230,7 @@ impl Conversation {
     /// The page that was asked for.
     pub fn handle_history(&mut self, now: Instant, range: Range, reply: v1::HistoryReply) -> Vec<Step> {
         let tries = match self.fetch {
-            Fetch::Asked { range: asked, tries, .. } if asked == range => tries,
+            Fetch::Asked { want: Want::Page(asked), tries, .. } if asked == range => tries,
             // It was asked for twice.
             _ => return Vec::new(),
         };
@@ -253,31 +253,85 @@ impl Conversation {
             Range::Before(oldest, _) if oldest == self.oldest => self.show_older(reply.messages, &mut steps),
             Range::Before(..) => {}
             Range::After(_) => {
-                let missed = self.newest.saturating_sub(self.last);
-                if missed > MISSED_SHOWN_MAX {
-                    let skipped = missed - u64::from(OPENING_PAGE);
-                    self.begin(self.epoch, self.last + skipped);
-                    steps.push(Step::Skipped(skipped));
-                }
-                for message in reply.messages {
-                    if message.seq == self.last + 1 {
-                        steps.push(self.step(message));
-                    }
-                }
+                self.skip_what_nobody_reads(&mut steps);
+                self.show_following(reply.messages, &mut steps);
             }
         }
         self.drain_held(&mut steps);
-        if self.newest > self.last {
-            let got_on = self.last > before;
-            if got_on && reply.more {
-                self.fetch_newer(now);
-            } else if got_on || tries < FETCH_TRIES_MAX {
-                self.fetch_again(now, if got_on { 0 } else { tries });
-            } else {
-                self.go_on_without(&mut steps);
+        let got_on = self.last > before;
+        if got_on && reply.more && self.newest > self.last && matches!(range, Range::After(_)) {
+            self.fetch(now, Want::Page(Range::After(self.last)));
+        }
+        self.see_to_the_rest(now, got_on, tries, &mut steps);
+        steps
+    }
+
+    /// The answer to a Sync or Login that said `from`. An outcome that ends the conversation is the caller's.
+    pub fn handle_synced(&mut self, now: Instant, from: &v1::SyncFrom, synced: v1::Synced) -> Vec<Step> {
+        let tries = match self.fetch {
+            Fetch::Asked { want: Want::Missing, tries, .. } | Fetch::Due { want: Want::Missing, tries, .. } => {
+                self.fetch = Fetch::Idle;
+                tries
+            }
+            _ => 0,
+        };
+        let (before, mut steps) = (self.last, Vec::new());
+        if !self.known {
+            return steps;
+        }
+        if self.epoch != from.epoch {
+            // It answers a question about another storage life.
+            self.fetch_newer(now);
+            return steps;
+        }
+        let reload = synced.outcome() == SyncOutcome::Reload;
+        if reload && synced.epoch != self.epoch {
+            self.restart(synced.epoch);
+        }
+        self.newest = self.newest.max(synced.last_seq);
+        if self.place != Place::Lobby {
+            self.marks.handle_count(synced.read_seq, synced.unread, synced.last_seq);
+        }
+        if reload {
+            self.skip_what_nobody_reads(&mut steps);
+            if self.newest > self.last && !self.is_fetching() {
+                self.fetch = Fetch::Due { at: now, want: Want::Page(Range::After(self.last)), tries };
             }
         }
+        self.show_following(synced.messages, &mut steps);
+        self.drain_held(&mut steps);
+        self.see_to_the_rest(now, self.last > before, tries, &mut steps);
         steps
+    }
+
+    /// Of a long absence only the end is shown.
+    fn skip_what_nobody_reads(&mut self, steps: &mut Vec<Step>) {
+        let missed = self.newest.saturating_sub(self.last);
+        if missed > MISSED_SHOWN_MAX {
+            let skipped = missed - u64::from(OPENING_PAGE);
+            self.begin(self.epoch, self.last + skipped);
+            steps.push(Step::Skipped(skipped));
+        }
+    }
+
+    fn show_following(&mut self, messages: Vec<v1::Message>, steps: &mut Vec<Step>) {
+        for message in messages {
+            if message.seq == self.last + 1 && message.epoch == self.epoch {
+                steps.push(self.step(message));
+            }
+        }
+    }
+
+    /// More is known to exist than the server had: it is asked again, and not for ever.
+    fn see_to_the_rest(&mut self, now: Instant, got_on: bool, tries: u32, steps: &mut Vec<Step>) {
+        if self.newest <= self.last || self.is_fetching() {
+            return;
+        }
+        if got_on || tries < FETCH_TRIES_MAX {
+            self.fetch_again(now, if got_on { 0 } else { tries });
+        } else {
+            self.go_on_without(steps);
+        }
     }
 
     fn show_older(&mut self, messages: Vec<v1::Message>, steps: &mut Vec<Step>) {
@@ -312,19 +366,36 @@ impl Conversation {
     }
 
     fn fetch_again(&mut self, now: Instant, tries: u32) {
-        self.fetch = Fetch::Due { at: now + FETCH_DELAY, range: Range::After(self.last), tries: tries + 1 };
+        self.fetch = Fetch::Due { at: now + FETCH_DELAY, want: Want::Missing, tries: tries + 1 };
     }
 
-    fn fetch(&mut self, now: Instant, range: Range) {
-        if !self.is_busy() {
-            self.fetch = Fetch::Due { at: now, range, tries: 0 };
+    fn fetch(&mut self, now: Instant, want: Want) {
+        if !self.is_fetching() {
+            self.fetch = Fetch::Due { at: now, want, tries: 0 };
         }
     }
 
-    /// Fetches what follows the last shown, if it is known.
+    /// Asks what follows the last shown, if it is known.
     pub fn fetch_newer(&mut self, now: Instant) {
         if self.known {
-            self.fetch(now, Range::After(self.last));
+            self.fetch(now, Want::Missing);
+        }
+    }
+
+    /// Pushes up to `last_seq` of `epoch`, or of any number if that is not said, are missing; to be asked for at `at`.
+    pub fn handle_behind(&mut self, at: Instant, newest: Option<(u32, u64)>) {
+        // Of one that is just being opened the page may be older than what is missing.
+        let follows = self.known || self.is_fetching();
+        if follows && newest.is_none_or(|newest| !self.known || (self.epoch, self.last) < newest) {
+            // A second one before the question is sent is answered with it.
+            self.behind = Some(self.behind.map_or(at, |earlier| earlier.min(at)));
+        }
+    }
+
+    /// The server cannot say what is missing: History can.
+    pub fn fetch_by_pages(&mut self, now: Instant) {
+        if let Fetch::Asked { want: Want::Missing, .. } = self.fetch {
+            self.fetch = Fetch::Due { at: now, want: Want::Page(Range::After(self.last)), tries: 0 };
         }
     }
 
@@ -332,98 +403,100 @@ impl Conversation {
     pub fn fetch_older(&mut self, now: Instant, count: u32) -> bool {
         let count = count.min(HISTORY_PAGE_MAX);
         if !self.known {
-            self.fetch(now, Range::Newest(count));
+            self.fetch(now, Want::Page(Range::Newest(count)));
         } else if self.oldest > 1 {
-            self.fetch(now, Range::Before(self.oldest, count));
+            self.fetch(now, Want::Page(Range::Before(self.oldest, count)));
         } else {
             return false;
         }
         true
     }
 
-    /// The page could not be had now.
+    /// What was asked for could not be had now.
     pub fn fetch_later(&mut self, now: Instant, delay_ms: u64) {
-        if let Fetch::Asked { range, tries, .. } = self.fetch {
+        if let Fetch::Asked { want, tries, .. } = self.fetch {
             let at = now + FETCH_DELAY.max(Duration::from_millis(delay_ms));
-            self.fetch = Fetch::Due { at, range, tries };
+            self.fetch = Fetch::Due { at, want, tries };
         }
     }
 
-    /// The page is not to be had.
+    /// What was asked for is not to be had.
     pub fn give_up_fetching(&mut self) {
         self.fetch = Fetch::Idle;
     }
 
     /// The connection is gone, and the question with it.
     pub fn handle_lost(&mut self, now: Instant) {
-        if let Fetch::Asked { range, tries, .. } = self.fetch {
-            self.fetch = Fetch::Due { at: now, range, tries };
+        self.ask_again(now);
+    }
+
+    /// The question was not answered: there was no room for the answer, or it is lost.
+    pub fn ask_again(&mut self, at: Instant) {
+        if let Fetch::Asked { want, tries, .. } = self.fetch {
+            self.fetch = Fetch::Due { at, want, tries };
         }
     }
 
-    /// The page to ask for now.
-    pub fn due_fetch(&mut self, now: Instant) -> Option<Range> {
-        let (range, tries) = match self.fetch {
-            Fetch::Due { at, range, tries } if at <= now => (range, tries),
-            Fetch::Asked { at, range, tries } if at + FETCH_TIMEOUT <= now => (range, tries),
+    /// What to ask for now.
+    pub fn due_want(&mut self, now: Instant) -> Option<Want> {
+        if self.behind.is_some_and(|at| at <= now) && !self.is_fetching() {
+            self.behind = None;
+            self.fetch_newer(now);
+        }
+        let (want, tries) = match self.fetch {
+            Fetch::Due { at, want, tries } if at <= now => (want, tries),
+            Fetch::Asked { at, want, tries } if at + FETCH_TIMEOUT <= now => (want, tries),
             _ => return None,
         };
-        self.fetch = Fetch::Asked { at: now, range, tries };
-        Some(range)
+        if want == Want::Missing {
+            self.behind = None;
+        }
+        self.fetch = Fetch::Asked { at: now, want, tries };
+        Some(want)
     }
 
     /// The user looks at the conversation.
     pub fn open(&mut self, now: Instant) {
         let nothing_shown = self.oldest > self.last;
         if !self.known || nothing_shown {
-            self.fetch_older(now, OPENING_PAGE.max(self.unread.min(HISTORY_PAGE_MAX)));
+            self.fetch_older(now, OPENING_PAGE.max(self.marks.unread().min(HISTORY_PAGE_MAX)));
         }
         self.handle_read_here();
     }
 
     /// A message came onto the screen; `here`: where the user looks.
     pub fn handle_shown(&mut self, seq: u64, here: bool, own: bool) {
-        if own && self.read + 1 == seq {
-            // Own messages are never unread: nothing to tell the server.
-            let told = self.read_sent == self.read;
-            self.read = seq;
-            self.read_sent = if told { seq } else { self.read_sent };
-            self.delivered_sent = if told { seq } else { self.delivered_sent };
-        } else if here {
-            self.handle_read_here();
-        } else if !own && seq > self.counted_to {
-            self.unread += 1;
-        }
+        self.marks.handle_shown(seq, here, own);
     }
 
     /// The user has read what is shown.
     pub fn handle_read_here(&mut self) {
-        self.read = self.read.max(self.last);
-        self.unread = 0;
+        self.marks.handle_read_here(self.last);
     }
 
     /// The user has read on another device.
     pub fn handle_read_elsewhere(&mut self, seq: u64) {
-        self.read = self.read.max(seq);
-        self.read_sent = self.read_sent.max(seq);
-        if self.read >= self.newest {
-            self.unread = 0;
-        }
+        self.marks.handle_read_elsewhere(seq, self.newest);
+    }
+
+    /// A message of the user's came onto the screen out of turn.
+    pub fn handle_own(&mut self, seq: u64) {
+        self.marks.handle_own(seq);
+    }
+
+    /// The other side's watermarks; true if it has now read all of the user's messages.
+    pub fn handle_other(&mut self, delivered_seq: u64, read_seq: u64) -> bool {
+        self.marks.handle_other(delivered_seq, read_seq)
     }
 
     /// Whether the server does not know yet what arrived or was read.
     pub fn owes_receipt(&self) -> bool {
-        self.place != Place::Lobby && (self.read > self.read_sent || self.last > self.delivered_sent)
+        self.place != Place::Lobby && self.marks.owes_receipt(self.last)
     }
 
     /// The watermarks to tell now: delivered and read.
     pub fn due_receipt(&mut self, now: Instant) -> Option<(u64, u64)> {
-        if !self.owes_receipt() || self.receipt_not_before.is_some_and(|at| now < at) {
-            return None;
-        }
-        self.receipt_not_before = Some(now + RECEIPT_INTERVAL);
-        (self.read_sent, self.delivered_sent) = (self.read, self.last);
-        Some((self.last, self.read))
+        if self.place == Place::Lobby { None } else { self.marks.due_receipt(now, self.last) }
     }
 }
 

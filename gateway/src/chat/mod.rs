@@ -5,6 +5,7 @@
 //! what must hold, `wire` for the connection, `screen` and `keyboard` for the terminal.
 
 mod account;
+mod ask;
 mod command;
 mod conversation;
 mod errand;
@@ -12,6 +13,7 @@ mod heartbeat;
 mod http;
 mod keyboard;
 mod line;
+mod marks;
 mod outbox;
 mod screen;
 mod state;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rustyline::error::ReadlineError;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use account::{Account, Password, Refusal};
 use http::{Api, ApiError, Login, Settings};
@@ -131,21 +133,23 @@ fn talk(args: ChatArgs) -> Result<ExitCode, Stop> {
             None => Screen::plain()?,
         };
         let ((asks, asks_rx), (events_tx, events)) = (mpsc::channel(CHANNEL_MAX), mpsc::channel(CHANNEL_MAX));
+        let mut state = State::new(home);
+        let (standing, standing_rx) = watch::channel(state.standing());
         let link = wire::Link {
             address,
             device: args.device.clone().unwrap_or_else(|| device(is_terminal)),
             account: Arc::new(account),
             token: login.token.clone(),
+            standing: standing_rx,
         };
         tokio::spawn(wire::run(link, asks_rx, events_tx));
         let mut names = Names::of(login.user_id);
         names.learn(Named::User(login.user_id), login.name);
-        let mut state = State::new(home);
         if is_terminal {
             state.notice(vec!["/help lists what can be typed, Ctrl-D leaves".into()]);
         }
         let api = api.with_token(&login.token);
-        let talk = Talk { state, api, lobbies: settings.lobbies, screen, asks, events, typed, names };
+        let talk = Talk { state, api, lobbies: settings.lobbies, screen, asks, events, standing, typed, names };
         Ok::<_, Stop>(talk.run(stopped()?).await)
     });
     // A thread that reads standard input may be waiting for ever.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidegate_proto::v1;
 
-use super::state::Ask;
+use super::ask::Ask;
 
 /// Messages waiting at most; the keyboard, or the pipe, waits beyond.
 const WAITING_MAX: usize = 256;

@@ -5,13 +5,17 @@
 //! missed or delayed ("Staying in sync" of `proto/PROTOCOL.md`); a message to send is kept until it is acknowledged or
 //! refused for good, and repeated with the same `client_msg_id`.
 
+mod sync;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidegate_proto::v1::{self, Code};
+use tidegate_proto::limits::{SYNC_POSITIONS_MAX, WATCHES_MAX};
+use tidegate_proto::v1::{self, Code, SyncOutcome};
 
-use super::conversation::{Conversation, OPENING_PAGE, Step};
+use super::ask::{Answer, Ask, Push, Standing};
+use super::conversation::{Conversation, OPENING_PAGE, Step, Want};
 use super::line::{Line, Part, Place, Said, escape};
 use super::outbox::{Outbox, OutboxNews};
 
@@ -24,75 +28,6 @@ const OWN_PUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Own messages remembered for their acknowledgement that may come later.
 const OWN_SEEN_MAX: usize = 64;
 
-/// A command for the connection, to be repeated back with its reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Say something.
-    Send {
-        /// The idempotency key.
-        client_msg_id: Bytes,
-        /// Where.
-        conversation: String,
-        /// What.
-        body: Bytes,
-    },
-    /// Move watermarks.
-    Receipt {
-        /// Where.
-        conversation: String,
-        /// Up to where messages arrived here.
-        delivered: u64,
-        /// Up to where the user has read.
-        read: u64,
-    },
-    /// Fetch a page.
-    History {
-        /// Of which conversation.
-        conversation: String,
-        /// Which part of it.
-        range: Range,
-    },
-    /// Begin to watch lobbies.
-    Watch(Vec<String>),
-}
-
-/// A part of a conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Range {
-    /// The newest of a conversation of which nothing is known.
-    Newest(u32),
-    /// So many before this sequence.
-    Before(u64, u32),
-    /// What follows this sequence.
-    After(u64),
-}
-
-/// The reply to an [`Ask`].
-#[derive(Clone, Debug)]
-pub enum Answer {
-    /// A message is durable.
-    Sent(v1::SendAck),
-    /// A page.
-    History(v1::HistoryReply),
-    /// Nothing but success.
-    Done,
-    /// It failed.
-    Refused(v1::Error),
-}
-
-/// What the server says unasked.
-#[derive(Clone, Debug)]
-pub enum Push {
-    /// A message.
-    Message(v1::Message),
-    /// An acknowledged message was taken back.
-    SendRejected(v1::SendRejected),
-    /// A watermark moved.
-    ReceiptMoved(v1::ReceiptMoved),
-    /// Somebody came or went.
-    MembershipChanged(v1::MembershipChanged),
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct State {
@@ -101,6 +36,8 @@ pub struct State {
     current: String,
     online: bool,
     met: bool,
+    /// To go on with after a reconnect.
+    session: u64,
     conversations: HashMap<String, Conversation>,
     watched: BTreeSet<String>,
     /// The next older messages are the answer to a command.
@@ -125,6 +62,7 @@ impl State {
             older_wanted: false,
             online: false,
             met: false,
+            session: 0,
             conversations: HashMap::new(),
             outbox: Outbox::default(),
             own_seen: VecDeque::new(),
@@ -198,34 +136,6 @@ impl State {
         !self.is_at_rest() || self.conversations.values().any(Conversation::owes_receipt)
     }
 
-    /// The connection is logged in, for the first time or again.
-    pub fn handle_login(&mut self, now: Instant, login: v1::LoginReply) {
-        let again = std::mem::replace(&mut self.met, true);
-        self.me = login.user_id;
-        self.online = true;
-        self.outbox.handle_online(login.max_body_bytes as usize);
-        self.asks.push_back(Ask::Watch(self.watched.iter().cloned().collect()));
-        for position in &login.positions {
-            self.entry(&position.conversation_id).handle_position(now, position);
-        }
-        if again {
-            // Positions do not speak of lobbies.
-            for lobby in &self.watched {
-                if let Some(conversation) = self.conversations.get_mut(lobby) {
-                    conversation.fetch_newer(now);
-                }
-            }
-            login.recent.into_iter().for_each(|message| self.handle_message(now, message));
-        } else {
-            self.show_missed(login.recent);
-        }
-        if !again {
-            let home = self.home.clone();
-            self.open(now, &home);
-        }
-        self.handle_tick(now);
-    }
-
     /// The connection is gone; what it was asked is unanswered for ever.
     pub fn handle_lost(&mut self, now: Instant) {
         self.online = false;
@@ -238,7 +148,7 @@ impl State {
     /// Messages and counts of the time before the first login.
     fn show_missed(&mut self, recent: Vec<v1::Message>) {
         let missed = recent.into_iter().filter(|message| {
-            let read = self.conversations.get(&message.conversation_id).map_or(0, |c| c.read());
+            let read = self.conversations.get(&message.conversation_id).map_or(0, |c| c.marks().read());
             message.sender_id != self.me && message.seq > read
         });
         let missed: Vec<_> = missed.collect();
@@ -249,8 +159,8 @@ impl State {
             self.lines.push_back(Line::Said(Said::new(&message, true)));
             self.entry(&message.conversation_id.clone()).handle_shown_before(&message);
         }
-        let mut unread: Vec<_> =
-            self.conversations.iter().filter(|(_, c)| c.unread() > 0).map(|(id, c)| (id.clone(), c.unread())).collect();
+        let counts = self.conversations.iter().map(|(id, c)| (id.clone(), c.marks().unread()));
+        let mut unread: Vec<_> = counts.filter(|(_, count)| *count > 0).collect();
         if unread.is_empty() {
             return;
         }
@@ -276,8 +186,24 @@ impl State {
             Push::ReceiptMoved(moved) if moved.user_id == self.me => {
                 self.entry(&moved.conversation_id).handle_read_elsewhere(moved.read_seq);
             }
-            Push::ReceiptMoved(_) => {}
+            Push::ReceiptMoved(moved) => self.handle_other_moved(&moved),
+            Push::Behind(behind, wait) => {
+                self.handle_behind(&behind, now + wait);
+                self.pump(now);
+            }
             Push::MembershipChanged(changed) => self.handle_membership(now, changed),
+        }
+    }
+
+    /// Somebody else's watermark. In private it says what became of the user's messages.
+    fn handle_other_moved(&mut self, moved: &v1::ReceiptMoved) {
+        let id = &moved.conversation_id;
+        if !matches!(Place::of(id), Place::Private(..)) {
+            return;
+        }
+        let all_read = self.entry(id).handle_other(moved.delivered_seq, moved.read_seq);
+        if all_read && self.current == *id {
+            self.notice(vec![Part::User(moved.user_id), " has read it".into()]);
         }
     }
 
@@ -315,6 +241,11 @@ impl State {
         }
     }
 
+    fn note_own_among(&mut self, messages: &[v1::Message]) {
+        let me = self.me;
+        messages.iter().filter(|m| m.sender_id == me).for_each(|m| self.note_own(&m.message_id));
+    }
+
     /// The reply to `ask`.
     pub fn handle_answer(&mut self, now: Instant, ask: Ask, answer: Answer) {
         match (ask, answer) {
@@ -331,11 +262,13 @@ impl State {
                 self.tell(news);
             }
             (Ask::History { conversation, range }, Answer::History(reply)) => {
-                let own: Vec<_> = reply.messages.iter().filter(|m| m.sender_id == self.me).collect();
-                own.iter().for_each(|message| self.note_own(&message.message_id));
+                self.note_own_among(&reply.messages);
+                self.handle_watermarks(&conversation, &reply.watermarks);
                 let steps = self.entry(&conversation).handle_history(now, range, reply);
                 self.follow(&conversation, steps);
             }
+            (Ask::Sync(asked), Answer::Synced(reply)) => self.handle_sync_reply(now, &asked, reply),
+            (Ask::Sync(asked), Answer::Refused(error)) => self.handle_no_sync(now, &asked, &error),
             (Ask::History { conversation, .. }, Answer::Refused(error)) => {
                 self.handle_no_history(now, &conversation, &error)
             }
@@ -348,18 +281,11 @@ impl State {
         self.pump(now);
     }
 
-    fn handle_no_history(&mut self, now: Instant, id: &str, error: &v1::Error) {
-        let conversation = self.entry(id);
-        let patience = conversation.is_settling(now) && error.code() == Code::NotMember;
-        if error.code().may_retry() || patience {
-            conversation.fetch_later(now, u64::from(error.retry_after_ms));
-            return;
-        }
-        conversation.give_up_fetching();
-        let place = Part::Title(id.to_owned());
-        self.notice(vec!["nothing of ".into(), place, format!(" can be shown: {}", escape(&error.text)).into()]);
-        if matches!(error.code(), Code::NotMember | Code::UnknownUser | Code::BadConversation) {
-            self.forget(now, id);
+    /// Of a private conversation: how far the other side is.
+    fn handle_watermarks(&mut self, id: &str, watermarks: &[v1::Watermark]) {
+        let me = self.me;
+        for mark in watermarks.iter().filter(|mark| mark.user_id != me) {
+            self.entry(id).handle_other(mark.delivered_seq, mark.read_seq);
         }
     }
 
@@ -417,7 +343,7 @@ impl State {
     #[must_use]
     pub fn list(&self) -> Vec<Line> {
         let mut all: Vec<_> = self.conversations.iter().collect();
-        all.sort_unstable_by_key(|(id, c)| (std::cmp::Reverse(c.unread()), *id));
+        all.sort_unstable_by_key(|(id, c)| (std::cmp::Reverse(c.marks().unread()), *id));
         let line = |(id, conversation): (&String, &Conversation)| {
             let here = if *id == self.current { "> " } else { "  " };
             let number = match Place::of(id) {
@@ -425,9 +351,13 @@ impl State {
                 Place::Private(..) => "  (private)".to_owned(),
                 Place::Lobby => String::new(),
             };
-            let unread = match conversation.unread() {
-                0 => String::new(),
-                count => format!("  {count} unread"),
+            let unread = match (conversation.marks().unread(), Place::of(id)) {
+                (0, Place::Private(..)) => match conversation.marks().own_is() {
+                    "" => String::new(),
+                    own_is => format!("  yours: {own_is}"),
+                },
+                (0, _) => String::new(),
+                (count, _) => format!("  {count} unread"),
             };
             Line::Output(vec![here.into(), Part::Title(id.clone()), format!("{number}{unread}").into()])
         };
@@ -448,15 +378,19 @@ impl State {
             return;
         }
         self.asks.extend(self.outbox.due(now));
+        let mut missing = Vec::new();
         for (id, conversation) in &mut self.conversations {
-            if let Some(range) = conversation.due_fetch(now) {
-                self.asks.push_back(Ask::History { conversation: id.clone(), range });
+            match conversation.due_want(now) {
+                Some(Want::Page(range)) => self.asks.push_back(Ask::History { conversation: id.clone(), range }),
+                Some(Want::Missing) => missing.push(id.clone()),
+                None => {}
             }
-            if Place::of(id) != Place::Lobby
-                && let Some((delivered, read)) = conversation.due_receipt(now)
-            {
+            if let Some((delivered, read)) = conversation.due_receipt(now) {
                 self.asks.push_back(Ask::Receipt { conversation: id.clone(), delivered, read });
             }
+        }
+        for ids in missing.chunks(SYNC_POSITIONS_MAX) {
+            self.asks.push_back(Ask::Sync(self.positions(ids.iter())));
         }
     }
 
@@ -482,6 +416,9 @@ impl State {
                         self.notice(vec![format!("{} older messages:", messages.len()).into()]);
                     }
                     self.lines.extend(messages.iter().map(|message| Line::Said(Said::new(message, !here))));
+                    if let Some(own) = messages.iter().rfind(|message| message.sender_id == self.me) {
+                        self.entry(id).handle_own(own.seq);
+                    }
                     if here {
                         self.entry(id).handle_read_here();
                     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use super::*;
+use crate::chat::ask::Range;
 use crate::chat::line::{Names, Paint};
 
 const HOME: &str = "lobby_main";
@@ -22,14 +23,29 @@ impl Desk {
     }
 
     fn log_in(&mut self, positions: &[v1::Position], recent: Vec<v1::Message>) {
+        self.log_in_synced(positions, recent, vec![]);
+    }
+
+    /// By a connection that said where everything stands; the answers are to the first of the positions.
+    fn log_in_synced(&mut self, positions: &[v1::Position], recent: Vec<v1::Message>, synced: Vec<v1::Synced>) {
+        let standing = self.state.standing();
+        let mut asked = standing.positions;
+        // In the order of the answers.
+        asked.sort_by_key(|from| {
+            let place = synced.iter().position(|s| s.conversation_id == from.conversation_id);
+            place.unwrap_or(usize::MAX)
+        });
         let login = v1::LoginReply {
             user_id: 1,
+            session_id: 99,
             max_body_bytes: 100,
             positions: positions.to_vec(),
             recent,
+            watching: standing.watch,
+            synced,
             ..Default::default()
         };
-        self.state.handle_login(self.now, login);
+        self.state.handle_login(self.now, login, &asked);
     }
 
     fn asks(&mut self) -> Vec<Ask> {
@@ -74,6 +90,24 @@ fn position(conversation: &str, last_seq: u64, read_seq: u64, unread: u32) -> v1
     v1::Position { conversation_id: conversation.into(), epoch: 1, last_seq, read_seq, unread }
 }
 
+fn synced(conversation: &str, last_seq: u64, messages: Vec<v1::Message>) -> v1::Synced {
+    v1::Synced { conversation_id: conversation.into(), epoch: 1, last_seq, messages, ..Default::default() }
+}
+
+fn not_member(conversation: &str) -> v1::Synced {
+    v1::Synced { outcome: SyncOutcome::NotMember.into(), ..synced(conversation, 0, vec![]) }
+}
+
+fn from(conversation: &str, seq: u64) -> v1::SyncFrom {
+    v1::SyncFrom { conversation_id: conversation.into(), epoch: 1, seq }
+}
+
+fn sorted(asked: &[v1::SyncFrom]) -> Vec<v1::SyncFrom> {
+    let mut asked = asked.to_vec();
+    asked.sort_by(|a, b| a.conversation_id.cmp(&b.conversation_id));
+    asked
+}
+
 fn newest(conversation: &str) -> Ask {
     Ask::History { conversation: conversation.into(), range: Range::Newest(OPENING_PAGE) }
 }
@@ -82,7 +116,7 @@ fn newest(conversation: &str) -> Ask {
 fn a_login_watches_the_lobby_and_shows_its_last_lines_after_what_was_missed() {
     let recent = vec![message("p_1_2", 4, 2, "ping"), message("p_1_2", 5, 1, "own"), message("p_1_2", 6, 2, "pong")];
     let mut desk = Desk::online(&[position("p_1_2", 6, 3, 2), position("r_7", 9, 9, 0)], recent);
-    assert_eq!(desk.asks(), [Ask::Watch(vec![HOME.into()]), newest(HOME)]);
+    assert_eq!(desk.asks(), [newest(HOME)], "the login watches already");
     desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 8, 3, "hi all")]);
     let expected = [
         "* while you were away:",
@@ -151,17 +185,108 @@ fn a_reconnect_repeats_what_was_under_way_and_fetches_what_was_missed() {
     desk.state.handle_lost(desk.now);
     desk.say("r_7", "second");
     assert_eq!(desk.asks(), [], "nobody to ask");
-    desk.log_in(&[position("r_7", 11, 9, 1)], vec![message("r_7", 11, 2, "missed")]);
-    let asks = desk.asks();
-    let after = |conversation: &str, seq| Ask::History { conversation: conversation.into(), range: Range::After(seq) };
-    assert_eq!(asks[0], Ask::Watch(vec![HOME.into()]));
-    for expected in [&sent[0], &after("r_7", 9), &after(HOME, 3)] {
-        assert!(asks.contains(expected), "{expected:?} is not in {asks:?}");
-    }
-    assert_eq!(asks.len(), 4, "one message at a time: {asks:?}");
-    desk.history("r_7", Range::After(9), vec![message("r_7", 10, 1, "hello"), message("r_7", 11, 2, "missed")]);
-    desk.history(HOME, Range::After(3), vec![]);
+    let standing = desk.state.standing();
+    assert_eq!((standing.session, standing.watch), (99, vec![HOME.to_owned()]));
+    let missed = vec![message("r_7", 10, 1, "hello"), message("r_7", 11, 2, "missed")];
+    let whole = vec![synced("r_7", 11, missed), synced(HOME, 3, vec![])];
+    desk.log_in_synced(&[position("r_7", 11, 9, 1)], vec![message("r_7", 11, 2, "missed")], whole);
     assert_eq!(desk.lines(), ["[room 7] user 1: hello", "[room 7] user 2: missed"]);
+    let receipt = Ask::Receipt { conversation: "r_7".into(), delivered: 11, read: 10 };
+    assert_eq!(desk.asks(), [sent[0].clone(), receipt], "all that was missed is here; one message at a time");
+}
+
+#[test]
+fn what_a_login_had_no_room_for_is_asked_in_one_question() {
+    let mut desk = Desk::online(&[position("r_7", 9, 9, 0), position("r_8", 4, 4, 0)], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    desk.asks();
+    desk.lines();
+    desk.state.handle_lost(desk.now);
+    desk.log_in_synced(&[position("r_8", 4, 4, 0)], vec![], vec![not_member("r_7")]);
+    let asks = desk.asks();
+    let [Ask::Sync(asked)] = &asks[..] else { panic!("{asks:?}") };
+    assert_eq!(sorted(asked), [from(HOME, 3), from("r_8", 4)]);
+    assert!(desk.state.rooms().eq(["r_8"]), "the other is none of the user's any more");
+    // Again there is room for one only.
+    let first = synced(&asked[0].conversation_id, asked[0].seq, vec![]);
+    let reply = v1::SyncReply { synced: vec![first] };
+    desk.state.handle_answer(desk.now, asks[0].clone(), Answer::Synced(reply));
+    assert_eq!(desk.asks(), [Ask::Sync(vec![asked[1].clone()])]);
+}
+
+#[test]
+fn behind_is_answered_with_one_question_after_its_wait() {
+    let mut desk = Desk::online(&[position("r_7", 9, 9, 0), position("r_8", 4, 4, 0)], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    desk.asks();
+    desk.lines();
+    let in_room = v1::Behind { conversation_id: "r_7".into(), epoch: 1, after_seq: 9, last_seq: 11, spread_ms: 0 };
+    desk.state.handle_push(desk.now, Push::Behind(in_room, Duration::ZERO));
+    assert_eq!(desk.asks(), [Ask::Sync(vec![from("r_7", 9)])]);
+    let missed = synced("r_7", 11, vec![message("r_7", 10, 2, "one"), message("r_7", 11, 2, "two")]);
+    let reply = v1::SyncReply { synced: vec![missed] };
+    desk.state.handle_answer(desk.now, Ask::Sync(vec![from("r_7", 9)]), Answer::Synced(reply));
+    assert_eq!(desk.lines(), ["[room 7] user 2: one", "[room 7] user 2: two"]);
+    desk.asks();
+
+    let wait = Duration::from_secs(3);
+    desk.state.handle_push(desk.now, Push::Behind(v1::Behind::default(), wait));
+    assert_eq!(desk.asks(), []);
+    assert!(desk.state.waits());
+    desk.now += wait;
+    desk.state.handle_tick(desk.now);
+    let asks = desk.asks();
+    let [Ask::Sync(asked)] = &asks[..] else { panic!("{asks:?}") };
+    assert_eq!(sorted(asked), [from(HOME, 3), from("r_7", 11), from("r_8", 4)]);
+}
+
+#[test]
+fn too_long_an_absence_is_paged_and_cut() {
+    let mut desk = Desk::online(&[position("r_7", 9, 9, 0)], vec![]);
+    desk.state.handle_lost(desk.now);
+    desk.asks();
+    desk.lines();
+    let reload = v1::Synced { outcome: SyncOutcome::Reload.into(), ..synced("r_7", 5009, vec![]) };
+    desk.log_in_synced(&[position("r_7", 5009, 9, 5000)], vec![], vec![reload]);
+    assert_eq!(desk.lines(), ["* 4980 messages were missed in room 7; /history shows them"]);
+    let after = Ask::History { conversation: "r_7".into(), range: Range::After(4989) };
+    assert!(desk.asks().contains(&after));
+}
+
+#[test]
+fn one_is_told_what_became_of_ones_words() {
+    let mut desk = Desk::online(&[position("p_1_2", 0, 0, 0)], vec![]);
+    desk.state.open(desk.now, "p_1_2");
+    let listed = |desk: &Desk| {
+        let lines = desk.state.list().into_iter().map(|line| line.render(&Names::of(1), 0, Paint::Off));
+        lines.into_iter().find(|line| line.contains("private")).unwrap()
+    };
+    let moved = |delivered_seq, read_seq| {
+        let id = "p_1_2".to_owned();
+        Push::ReceiptMoved(v1::ReceiptMoved { conversation_id: id, user_id: 2, delivered_seq, read_seq })
+    };
+    assert_eq!(listed(&desk), "> user 2  (private)");
+    desk.push(message("p_1_2", 1, 1, "hello"));
+    assert_eq!(listed(&desk), "> user 2  (private)  yours: sent");
+    desk.lines();
+    desk.state.handle_push(desk.now, moved(1, 0));
+    assert_eq!(listed(&desk), "> user 2  (private)  yours: delivered");
+    assert_eq!(desk.lines(), [""; 0]);
+    desk.state.handle_push(desk.now, moved(1, 1));
+    assert_eq!(listed(&desk), "> user 2  (private)  yours: read");
+    assert_eq!(desk.lines(), ["* user 2 has read it"]);
+}
+
+#[test]
+fn what_another_own_device_read_is_not_unread_here() {
+    let mut desk = Desk::online(&[position("r_7", 9, 9, 0)], vec![]);
+    desk.push(message("r_7", 10, 2, "psst"));
+    desk.push(message("r_7", 11, 2, "psst"));
+    let unread = |desk: &Desk| desk.state.list()[0].render(&Names::of(1), 0, Paint::Off);
+    assert!(unread(&desk).ends_with("2 unread"));
+    let moved = v1::ReceiptMoved { conversation_id: "r_7".into(), user_id: 1, delivered_seq: 11, read_seq: 11 };
+    desk.state.handle_push(desk.now, Push::ReceiptMoved(moved));
+    assert!(!desk.state.list().iter().any(|line| line.render(&Names::of(1), 0, Paint::Off).contains("unread")));
 }
 
 #[test]

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tidegate_proto::v1;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::ask::{Ask, Standing};
 use super::command::{self, Command};
 use super::errand::{self, Done, Errand};
 use super::http::UserApi;
 use super::keyboard::{Prompt, Typed};
 use super::line::{Line, Named, Names, Part, Place, escape, private};
 use super::screen::{Screen, Stream};
-use super::state::{Ask, State};
+use super::state::State;
 use super::wire::Event;
 
 /// How often what waits is looked at, while something waits.
@@ -62,6 +63,8 @@ pub struct Talk {
     pub asks: mpsc::Sender<Ask>,
     /// From the connection.
     pub events: mpsc::Receiver<Event>,
+    /// For the connection's next login.
+    pub standing: watch::Sender<Standing>,
     /// From the keyboard.
     pub typed: mpsc::Receiver<Typed>,
     /// The names known.
@@ -261,9 +264,9 @@ impl Run {
     fn handle_event(&mut self, event: Event) -> Option<Outcome> {
         let (now, state) = (Instant::now(), &mut self.talk.state);
         match event {
-            Event::Online { login, token } => {
+            Event::Online { login, asked, token } => {
                 self.talk.api = self.talk.api.with_token(&token);
-                self.handle_online(now, login);
+                self.handle_online(now, login, &asked);
             }
             Event::Answer(ask, answer) => state.handle_answer(now, ask, answer),
             Event::Push(push) => state.handle_push(now, push),
@@ -271,6 +274,7 @@ impl Run {
                 self.online = false;
                 self.unasked = None;
                 state.handle_lost(now);
+                self.talk.standing.send_replace(state.standing());
                 // One line per outage, and one more when it has become a long one.
                 if !std::mem::replace(&mut self.told_lost, true) {
                     state.notice(vec![format!("no connection ({why}); trying again").into()]);
@@ -283,7 +287,7 @@ impl Run {
         None
     }
 
-    fn handle_online(&mut self, now: Instant, login: v1::LoginReply) {
+    fn handle_online(&mut self, now: Instant, login: v1::LoginReply, asked: &[v1::SyncFrom]) {
         let again = std::mem::replace(&mut self.met, true);
         self.online = true;
         (self.told_lost, self.told_long) = (false, false);
@@ -291,7 +295,7 @@ impl Run {
         let what = if again { "connected again" } else { "connected" };
         let gateway = escape(&login.gateway_id);
         self.talk.state.notice(vec![format!("{what} to {gateway} as ").into(), Part::User(login.user_id)]);
-        self.talk.state.handle_login(now, login);
+        self.talk.state.handle_login(now, login, asked);
     }
 
     /// True to leave.

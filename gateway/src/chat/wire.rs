@@ -12,13 +12,14 @@ use tidegate_proto::v1::{self, CloseCode, Code, ContentType};
 use tidegate_proto::{Frame, FrameCodec, Kind, Opening};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
 
 use super::account::{Account, Refusal};
+use super::ask::{Answer, Ask, Push, Range, Standing};
 use super::heartbeat::{Beat, Heartbeat};
-use super::state::{Answer, Ask, Push, Range};
+use super::line::Place;
 
 /// Connecting, writing a frame, and the reply to Login must be done in this time.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +27,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first delay before connecting again, and the longest ("Close codes" of `proto/PROTOCOL.md`).
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// No Behind is answered later than this, whatever the server says.
+const SPREAD_MAX: Duration = Duration::from_secs(60);
 
 /// A connection that held for so long was a good one: the back-off begins anew.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
@@ -36,6 +40,8 @@ pub enum Event {
     Online {
         /// Where everything stands.
         login: v1::LoginReply,
+        /// The positions that its `synced` answers.
+        asked: Vec<v1::SyncFrom>,
         /// The token it was done with; a new one if the last was no longer valid.
         token: String,
     },
@@ -67,6 +73,8 @@ pub struct Link {
     pub account: std::sync::Arc<Account>,
     /// The first token.
     pub token: String,
+    /// Where the conversations stand; told anew whenever a connection is lost.
+    pub standing: watch::Receiver<Standing>,
 }
 
 /// Why a connection ended.
@@ -136,20 +144,27 @@ async fn new_token(link: &Link) -> Result<String, Refusal> {
 
 /// Half of it for sure, the other half by chance, so that clients that lost one server do not come back as one.
 fn with_chance(backoff: Duration) -> Duration {
+    backoff / 2 + up_to(backoff / 2)
+}
+
+/// A random part of it.
+fn up_to(most: Duration) -> Duration {
     let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-    backoff / 2 + backoff.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)
+    most.mul_f64(f64::from(chance) / f64::from(u32::MAX))
 }
 
 /// One connection from its opening to its end.
 async fn converse(link: &Link, asks: &mut mpsc::Receiver<Ask>, events: &mpsc::Sender<Event>) -> End {
-    let (mut wire, login) = match connect(link).await {
+    let standing = link.standing.borrow().clone();
+    let (mut wire, login) = match connect(link, &standing).await {
         Ok(connected) => connected,
         Err(end) => return end,
     };
     wire.codec_mut().frame_bytes_max = login.max_frame_bytes as usize;
     let in_flight_max = login.max_in_flight.max(1) as usize;
     let mut heartbeat = Heartbeat::new(login.heartbeat.unwrap_or_default(), Instant::now().into_std());
-    if events.send(Event::Online { login, token: link.token.clone() }).await.is_err() {
+    let asked = standing.positions;
+    if events.send(Event::Online { login, asked, token: link.token.clone() }).await.is_err() {
         return End::Unwanted;
     }
     let mut pending = Pending::default();
@@ -199,7 +214,7 @@ async fn converse(link: &Link, asks: &mut mpsc::Receiver<Ask>, events: &mpsc::Se
 }
 
 /// Connects and logs in.
-async fn connect(link: &Link) -> Result<(Wire, v1::LoginReply), End> {
+async fn connect(link: &Link, standing: &Standing) -> Result<(Wire, v1::LoginReply), End> {
     let late = |_| End::Lost(format!("{} does not answer", link.address));
     let mut stream = timeout(STEP_TIMEOUT, TcpStream::connect(&link.address)).await.map_err(late)??;
     stream.set_nodelay(true)?;
@@ -214,7 +229,9 @@ async fn connect(link: &Link) -> Result<(Wire, v1::LoginReply), End> {
         device_id: link.device.clone(),
         device_class: "console".to_owned(),
         client: concat!("tidegate-chat/", env!("CARGO_PKG_VERSION")).to_owned(),
-        watch: Vec::new(),
+        watch: standing.watch.clone(),
+        resume_session_id: standing.session,
+        positions: standing.positions.clone(),
     };
     write(&mut wire, Frame::from_message(Kind::Login, 1, &login)).await?;
     let frame = timeout(STEP_TIMEOUT, wire.next()).await.map_err(late)?;
@@ -283,8 +300,18 @@ fn frame_of(ask: &Ask, correlation: u16) -> Frame {
                 Range::Before(before, count) => (before, None, count),
                 Range::After(after) => (0, Some(after), tidegate_proto::limits::HISTORY_PAGE_MAX),
             };
-            let history = v1::History { conversation_id: conversation.clone(), before_seq, after_seq, page_size };
+            let history = v1::History {
+                conversation_id: conversation.clone(),
+                before_seq,
+                after_seq,
+                page_size,
+                // In private there are two of them: what became of the user's messages.
+                watermarks: matches!(Place::of(conversation), Place::Private(..)),
+            };
             Frame::from_message(Kind::History, correlation, &history)
+        }
+        Ask::Sync(positions) => {
+            Frame::from_message(Kind::Sync, correlation, &v1::Sync { positions: positions.clone() })
         }
         Ask::Watch(lobbies) => {
             let watch = v1::Watch { watch: lobbies.clone(), unwatch: Vec::new() };
@@ -302,12 +329,18 @@ fn understand(frame: &Frame, pending: &mut Pending) -> Result<Option<Event>, End
         Kind::SendRejected => Push::SendRejected(frame.decode()?),
         Kind::ReceiptMoved => Push::ReceiptMoved(frame.decode()?),
         Kind::MembershipChanged => Push::MembershipChanged(frame.decode()?),
+        Kind::Behind => {
+            let behind: v1::Behind = frame.decode()?;
+            let wait = up_to(Duration::from_millis(behind.spread_ms.into()).min(SPREAD_MAX));
+            Push::Behind(behind, wait)
+        }
         _ => {
             let Some(ask) = pending.asks.remove(&frame.head.correlation) else { return Ok(None) };
             let answer = match kind {
                 Kind::Error => Answer::Refused(frame.decode()?),
                 Kind::SendAck => Answer::Sent(frame.decode()?),
                 Kind::HistoryReply => Answer::History(frame.decode()?),
+                Kind::SyncReply => Answer::Synced(frame.decode()?),
                 _ => Answer::Done,
             };
             return Ok(Some(Event::Answer(ask, answer)));

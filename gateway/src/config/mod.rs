@@ -134,6 +134,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Frames waiting for one receiver.
     pub outbox_bytes_max: usize,
+    /// How long a receiver may take nothing.
+    pub stall_timeout: Duration,
     /// Commands of one connection without a reply.
     pub in_flight_max: u16,
     /// Connections of this instance.
@@ -272,6 +274,7 @@ fn limits(read: &mut Reader) -> Result<Limits, ConfigError> {
         frame_bytes_max: read.number("limits.frame_bytes_max", 2048..=FRAME_BYTES_MAX as u64)?,
         body_bytes_max: read.number("limits.body_bytes_max", 1..=BODY_BYTES_MAX as u64)?,
         outbox_bytes_max: read.number("limits.outbox_bytes_max", 4096..=64 * 1024 * 1024)?,
+        stall_timeout: seconds(read, "limits.stall_timeout_s", 1..=3600)?,
         in_flight_max: read.number("limits.in_flight_max", 1..=u64::from(IN_FLIGHT_MAX))?,
         connections_max: read.number("limits.connections_max", 1..=10_000_000)?,
         handshake_timeout: seconds(read, "limits.handshake_timeout_s", 1..=300)?,

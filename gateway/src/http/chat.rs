@@ -10,9 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{ConversationId, Seq};
-use tidegate_core::ports::{Backend, Page};
+use tidegate_core::ports::{Backend, Page, Watermark};
 use tidegate_core::services::ServiceError;
-use tidegate_proto::v1::ContentType;
+use tidegate_proto::v1::{self, ContentType};
 
 use super::Api;
 use super::extract::{Caller, JsonBody, QueryPart, query_invalid, user_id};
@@ -33,6 +33,42 @@ pub(super) struct HistoryAnswer {
     last_seq: u64,
     messages: Vec<MessageView>,
     more: bool,
+    watermarks: Vec<WatermarkView>,
+}
+
+#[derive(Serialize)]
+struct WatermarkView {
+    user_id: u64,
+    delivered_seq: u64,
+    read_seq: u64,
+}
+
+impl From<Watermark> for WatermarkView {
+    fn from(mark: Watermark) -> Self {
+        Self { user_id: mark.user.0, delivered_seq: mark.delivered.0, read_seq: mark.read.0 }
+    }
+}
+
+/// A message on its own, with what a page says once for all of its messages.
+#[derive(Serialize)]
+pub(super) struct LooseMessageView {
+    conversation_id: String,
+    epoch: u32,
+    #[serde(flatten)]
+    message: MessageView,
+}
+
+impl From<v1::Message> for LooseMessageView {
+    fn from(message: v1::Message) -> Self {
+        let view = MessageView {
+            seq: message.seq,
+            message_id: message.message_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sender_id: message.sender_id,
+            sent_at_ms: message.sent_at_ms,
+            body: BodyView::new(message.content_type(), &message.body),
+        };
+        Self { conversation_id: message.conversation_id, epoch: message.epoch, message: view }
+    }
 }
 
 #[derive(Serialize)]
@@ -52,22 +88,27 @@ enum BodyView {
     Binary { body_base64: String },
 }
 
-impl From<StoredMessage> for MessageView {
-    fn from(message: StoredMessage) -> Self {
-        let text = match message.content_type {
-            ContentType::Text => std::str::from_utf8(&message.body).ok(),
+impl BodyView {
+    fn new(content_type: ContentType, body: &[u8]) -> Self {
+        let text = match content_type {
+            ContentType::Text => std::str::from_utf8(body).ok(),
             ContentType::Binary => None,
         };
-        let body = match text {
-            Some(text) => BodyView::Text { text: text.to_owned() },
-            None => BodyView::Binary { body_base64: STANDARD.encode(&message.body) },
-        };
+        match text {
+            Some(text) => Self::Text { text: text.to_owned() },
+            None => Self::Binary { body_base64: STANDARD.encode(body) },
+        }
+    }
+}
+
+impl From<StoredMessage> for MessageView {
+    fn from(message: StoredMessage) -> Self {
         Self {
             seq: message.seq.0,
             message_id: message.message_id.to_string(),
             sender_id: message.sender.0,
             sent_at_ms: message.sent_at.0,
-            body,
+            body: BodyView::new(message.content_type, &message.body),
         }
     }
 }
@@ -95,6 +136,7 @@ pub(super) async fn history<B: Backend>(
         last_seq: found.last.0,
         messages: found.messages.into_iter().map(Into::into).collect(),
         more: found.more,
+        watermarks: found.watermarks.into_iter().map(Into::into).collect(),
     }))
 }
 

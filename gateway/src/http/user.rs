@@ -13,6 +13,7 @@ use tidegate_core::limits::USERS_LOOKUP_MAX;
 use tidegate_core::ports::{Backend, Standing, User};
 
 use super::Api;
+use super::chat::LooseMessageView;
 use super::extract::{Caller, JsonBody, QueryPart, TOKEN_HEADER, Token, query_invalid, user_id};
 use super::problem::Problem;
 use crate::clock::SystemClock;
@@ -67,9 +68,33 @@ pub(super) struct LoginAnswer {
     token: String,
     expires_in_s: u64,
     unread: Vec<UnreadView>,
+    positions: Vec<PositionView>,
+    recent: Vec<LooseMessageView>,
 }
 
-/// `POST /api/v1/login`
+/// As `Position` in a LoginReply.
+#[derive(Serialize)]
+struct PositionView {
+    conversation_id: String,
+    epoch: u32,
+    last_seq: u64,
+    read_seq: u64,
+    unread: u32,
+}
+
+impl From<&Standing> for PositionView {
+    fn from(standing: &Standing) -> Self {
+        Self {
+            conversation_id: standing.conversation.to_string(),
+            epoch: standing.epoch.0,
+            last_seq: standing.last.0,
+            read_seq: standing.read.0,
+            unread: standing.unread,
+        }
+    }
+}
+
+/// `POST /api/v1/login`: a token, and what the first frame of a connection will say as well. Nothing is taken by it.
 pub(super) async fn login<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     JsonBody(body): JsonBody<Credentials>,
@@ -83,6 +108,8 @@ pub(super) async fn login<B: Backend>(
     let logged_in = api.users.login(&body.name, body.password, &token).await?;
     Ok(Json(LoginAnswer {
         unread: unread(&logged_in.standings),
+        positions: logged_in.standings.iter().map(Into::into).collect(),
+        recent: logged_in.recent.into_iter().map(Into::into).collect(),
         user: logged_in.user.into(),
         token_name: TOKEN_HEADER,
         token,

@@ -19,6 +19,7 @@ mod unread;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tidegate_core::ids::{ConversationId, GatewayId, UserId};
 use tidegate_core::ports::{
     Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary,
@@ -101,6 +102,10 @@ impl HotStore for RedisHotStore {
 
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
         self.take(user).await
+    }
+
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        self.peek(user, max).await
     }
 
     async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {

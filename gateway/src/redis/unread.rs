@@ -6,6 +6,7 @@
 //! message for many inboxes travels once per call.
 
 use bytes::Bytes;
+use fred::interfaces::ListInterface;
 use fred::types::{Key, Value};
 use rustc_hash::FxHashMap;
 use tidegate_core::ids::{ConversationId, UserId};
@@ -54,6 +55,21 @@ impl RedisHotStore {
         let ttls = [UNREAD_TTL, UNREAD_SEEDING_TTL].map(|ttl| Value::from(ttl.as_secs() as i64));
         let reply = self.link.run(&self.scripts.take_summary, keys, ttls.into()).await?;
         read_summary(reply).ok_or_else(|| unexpected("take_summary"))
+    }
+
+    pub(super) async fn peek(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        // From -0 on would be all of it.
+        let Some(newest) = i64::try_from(max).ok().filter(|max| *max > 0) else { return Ok(Vec::new()) };
+        let key = self.keys.inbox(user);
+        // As a plain value: see `states` in `tokens`.
+        let reply: Value = self.link.call(async |within| within.client().lrange(key, -newest, -1).await).await?;
+        let messages = match reply {
+            Value::Array(messages) => messages,
+            Value::Null => Vec::new(),
+            message => vec![message],
+        };
+        let messages = messages.into_iter().map(Value::into_bytes).collect::<Option<_>>();
+        messages.ok_or_else(|| unexpected("lrange"))
     }
 
     pub(super) async fn seed(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {

@@ -10,6 +10,7 @@ use tidegate_proto::websocket;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::AbortHandle;
 
+use super::behind::Behind;
 use super::outbox::{Flushed, Outbox};
 
 /// See the module.
@@ -21,6 +22,8 @@ pub struct Connection {
     pub(super) transport: Transport,
     pub(super) session: Session,
     pub(super) outbox: Outbox,
+    /// What it missed since its outbox was full.
+    pub(super) behind: Option<Box<Behind>>,
     /// The beginning of a frame whose rest has not come yet. At most one largest frame.
     pub(super) partial: Box<[u8]>,
     pub(super) generation: u32,
@@ -69,6 +72,7 @@ impl Connection {
             transport,
             session: Session::default(),
             outbox: Outbox::default(),
+            behind: None,
             partial: Box::default(),
             generation,
             deadline_s,

@@ -6,8 +6,9 @@
 //! connection is written to once.
 //!
 //! Files in reading order: [`mailboxes`] (the way in), [`listener`], `state` (a turn), [`connection`], [`outbox`],
-//! [`index`], [`wheel`].
+//! [`behind`], [`index`], [`wheel`].
 
+pub mod behind;
 pub mod connection;
 pub mod index;
 pub mod listener;
@@ -55,6 +56,8 @@ pub struct ShardConfig {
     pub handshake_timeout: Duration,
     /// Silence after which a logged-in connection is closed.
     pub idle_timeout: Duration,
+    /// How long a connection may take nothing of what waits for it.
+    pub stall_timeout: Duration,
 }
 
 /// What a shard is connected to.
@@ -158,16 +161,23 @@ impl Shard {
         }
     }
 
-    /// Writes the rest of a blocked outbox as the socket takes it, then ends.
+    /// Writes the rest of a blocked outbox as the socket takes it, then ends. The timer is this task's: a connection that
+    /// keeps up has none.
     fn drain_outbox(&self, slot: Slot, generation: u32, writer: Rc<OwnedWriteHalf>) {
         let shard = self.clone();
+        let stall_timeout = shard.0.borrow().stall_timeout();
         spawn_local(async move {
-            while writer.writable().await.is_ok() {
-                if !shard.0.borrow_mut().flush_unblocked(slot, generation) {
-                    return;
+            loop {
+                match tokio::time::timeout(stall_timeout, writer.writable()).await {
+                    Ok(Ok(())) => {
+                        if !shard.0.borrow_mut().flush_unblocked(slot, generation) {
+                            return;
+                        }
+                    }
+                    Ok(Err(_)) => return shard.0.borrow_mut().remove(slot, generation),
+                    Err(_) => return shard.0.borrow_mut().end_stalled(slot, generation),
                 }
             }
-            shard.0.borrow_mut().remove(slot, generation);
         });
     }
 }

@@ -1,18 +1,22 @@
 //! What a shard owns, and what happens in a turn.
+//!
+//! Here: connections come and go, what a session's actions lead to, the turn's end and the second's tick. In
+//! [`reading`]: bytes to sessions; in [`inputs`]: the mailbox; in [`ending`]: how connections end.
+
+mod ending;
+mod inputs;
+mod reading;
 
 use std::collections::VecDeque;
+use std::io;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
-use tidegate_core::clock::Clock as _;
-use tidegate_core::delivery::{Accepting, ConnectionKey, Encoded, Recipients, Settled, ShardId, ShardInput, Ticket};
-use tidegate_core::event::Membership;
-use tidegate_core::ids::{Millis, RoomId, UserId};
+use tidegate_core::delivery::{Accepting, ConnectionKey, Settled, ShardId};
 use tidegate_core::ports::PresenceChange;
 use tidegate_core::session::{Actions, Departed, Interest, SessionContext};
 use tidegate_proto::v1::{CloseCode, Code};
-use tidegate_proto::{OPENING_BYTES, Opening, frame, websocket};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -22,18 +26,7 @@ use super::index::{Edge, Index, Slot};
 use super::outbox::Flushed;
 use super::wheel::Wheel;
 use super::{ShardConfig, ShardLinks};
-use crate::clock::SystemClock;
 use crate::telemetry;
-
-/// Bytes of one read at most. Large, because the buffer is the shard's: it costs once, not per connection.
-const READ_BYTES: usize = 64 * 1024;
-
-/// Replies of one read beyond this leave before more of its frames are handled; a WebSocket message of them stays far
-/// below the largest frame.
-const REPLIES_BYTES: usize = 16 * 1024;
-
-/// How long a connection may take to read its Close frame, in seconds.
-const CLOSE_LINGER_S: u32 = 2;
 
 /// A socket whose outbox is blocked, for a task that waits until it takes more.
 type Blocked = (Slot, u32, Rc<OwnedWriteHalf>);
@@ -57,6 +50,10 @@ pub struct State {
     turn_begun: Rc<Notify>,
     drained: Rc<Notify>,
     is_draining: bool,
+    /// Pushes may have been lost on their way here; the next tick says so to everybody.
+    has_missed_pushes: bool,
+    /// Connections that are behind in a conversation.
+    behind_connections: usize,
     /// The read in progress brought a whole frame, or a WebSocket ping or pong.
     was_heard: bool,
     counts: Counts,
@@ -68,6 +65,7 @@ struct Counts {
     read_bytes: u64,
     frames: u64,
     written_frames: u64,
+    skipped_frames: u64,
 }
 
 impl State {
@@ -89,6 +87,8 @@ impl State {
             turn_begun: Rc::default(),
             drained: Rc::default(),
             is_draining: false,
+            has_missed_pushes: false,
+            behind_connections: 0,
             was_heard: false,
             counts: Counts::default(),
         }
@@ -100,6 +100,10 @@ impl State {
 
     pub fn is_draining(&self) -> bool {
         self.is_draining
+    }
+
+    pub fn stall_timeout(&self) -> std::time::Duration {
+        self.config.stall_timeout
     }
 
     /// Told when something waits for the turn's end.
@@ -151,6 +155,7 @@ impl State {
             return;
         }
         let mut connection = self.connections.remove(slot as usize);
+        self.behind_connections -= usize::from(connection.behind.is_some());
         let mut interests = Vec::new();
         let departed = connection.session.handle_gone(&mut interests);
         self.apply_interests(slot, &mut interests);
@@ -195,177 +200,6 @@ impl State {
         self.links.departures.offer(&mut change);
         if !change.is_empty() {
             metrics::counter!(telemetry::SHARD_DEPARTURES_DROPPED).increment(1);
-        }
-    }
-
-    // ---- reading
-
-    /// The shard's buffer, with what the connection has of an unfinished frame in front. `None` if it is gone.
-    pub fn begin_read(&mut self, slot: Slot) -> Option<BytesMut> {
-        let connection = self.connections.get_mut(slot as usize)?;
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        // Behind an earlier split only the rest of the block is left; a new one is taken, or the old one again if all
-        // slices of it are gone.
-        if buffer.capacity() < READ_BYTES / 2 + connection.partial.len() {
-            buffer.reserve(READ_BYTES + connection.partial.len());
-        }
-        buffer.extend_from_slice(&connection.partial);
-        Some(buffer)
-    }
-
-    /// Nothing came: the buffer goes back, the connection keeps what it had.
-    pub fn cancel_read(&mut self, mut buffer: BytesMut) {
-        buffer.clear();
-        self.read_buffer = buffer;
-    }
-
-    /// The socket ended or failed.
-    pub fn end_of_stream(&mut self, slot: Slot, mut buffer: BytesMut) {
-        let is_truncated = !buffer.is_empty();
-        buffer.clear();
-        self.read_buffer = buffer;
-        if let Some(connection) = self.connections.get(slot as usize)
-            && connection.phase == Phase::Open
-        {
-            count_close(if is_truncated { "truncated" } else { "peer_left" });
-        }
-    }
-
-    /// Bytes came. Whether the connection is still there.
-    pub fn finish_read(&mut self, slot: Slot, mut buffer: BytesMut) -> bool {
-        let bytes = buffer.split();
-        self.read_buffer = buffer;
-        let now_s = self.wheel.now_s();
-        let Some(connection) = self.connections.get_mut(slot as usize) else {
-            return false;
-        };
-        self.counts.read_bytes += (bytes.len() - connection.partial.len()) as u64;
-        connection.partial = Box::default();
-        if connection.phase == Phase::Closing {
-            return true;
-        }
-        self.was_heard = false;
-        self.feed(slot, bytes);
-        let connection = &mut self.connections[slot as usize];
-        // A part of a frame is no sign of life: a client could hold a connection with a byte now and then.
-        if self.was_heard && connection.phase == Phase::Open && connection.session.is_ready() {
-            connection.deadline_s = now_s + seconds(self.config.idle_timeout);
-        }
-        true
-    }
-
-    /// Takes a connection's bytes apart and hands frames to its session.
-    fn feed(&mut self, slot: Slot, mut bytes: BytesMut) {
-        let now = SystemClock.now();
-        match self.connections[slot as usize].transport {
-            Transport::Tcp => {
-                let mut bytes = bytes.freeze();
-                self.feed_stream(slot, now, &mut bytes);
-                self.connections[slot as usize].partial = bytes.as_ref().into();
-            }
-            Transport::WebSocket(_) => {
-                self.feed_websocket(slot, now, &mut bytes);
-                self.connections[slot as usize].partial = bytes.as_ref().into();
-            }
-        }
-        self.begin_turn();
-    }
-
-    /// The opening and frames; what is left in `bytes` is the beginning of a frame.
-    fn feed_stream(&mut self, slot: Slot, now: Millis, bytes: &mut Bytes) {
-        let connection = &mut self.connections[slot as usize];
-        let actions = &mut self.actions;
-        if connection.session.expects_opening() {
-            match bytes.first_chunk::<OPENING_BYTES>() {
-                Some(opening) => {
-                    connection.session.handle_opening(*opening, actions);
-                    drop(bytes.split_to(OPENING_BYTES));
-                }
-                // A stranger is not waited for.
-                None if Opening::is_hopeless(bytes) => connection.session.handle_opening([0; 8], actions),
-                None => return,
-            }
-        }
-        while self.feed_frames(slot, now, bytes) {
-            self.flush_early(slot);
-        }
-    }
-
-    /// Frames until none is whole any more, or their replies are worth a write of their own: `true` then.
-    fn feed_frames(&mut self, slot: Slot, now: Millis, bytes: &mut Bytes) -> bool {
-        let connection = &mut self.connections[slot as usize];
-        let key = ConnectionKey { shard: self.id, slot, generation: connection.generation };
-        let actions = &mut self.actions;
-        let mut is_full = false;
-        while actions.close.is_none() && !is_full {
-            match frame::next_frame(bytes, self.config.frame_bytes_max) {
-                Ok(Some(frame)) => {
-                    self.counts.frames += 1;
-                    self.was_heard = true;
-                    connection.session.handle_frame(now, key, frame, &self.context, actions);
-                    is_full = actions.replies.len() >= REPLIES_BYTES;
-                }
-                Ok(None) => break,
-                Err(error) => connection.session.handle_frame_error(error, actions),
-            }
-        }
-        let is_ended = actions.close.is_some();
-        if is_ended {
-            bytes.clear();
-        }
-        self.apply_actions(slot);
-        is_full && !is_ended
-    }
-
-    /// A client that sends many small commands at once gets its replies in several writes; the outbox is for clients that
-    /// do not read.
-    fn flush_early(&mut self, slot: Slot) {
-        let connection = &mut self.connections[slot as usize];
-        if !connection.is_draining_outbox && !connection.session.holds_pushes() {
-            // What is left, and an error, shows again at the turn's end.
-            let _ = connection.flush();
-        }
-    }
-
-    fn feed_websocket(&mut self, slot: Slot, now: Millis, bytes: &mut BytesMut) {
-        // The opening may share the first message with a largest frame.
-        let message_bytes_max = self.config.frame_bytes_max + OPENING_BYTES;
-        loop {
-            let connection = &mut self.connections[slot as usize];
-            let Transport::WebSocket(decoder) = &mut connection.transport else {
-                return;
-            };
-            if connection.phase == Phase::Closing {
-                bytes.clear();
-                return;
-            }
-            let mut raw = BytesMut::new();
-            match decoder.next(bytes, message_bytes_max) {
-                Ok(None) => return,
-                Ok(Some(websocket::Event::Message(message))) => {
-                    let mut message = message.freeze();
-                    self.feed_stream(slot, now, &mut message);
-                    if !message.is_empty() {
-                        // PROTOCOL.md, "WebSocket": a message holds whole frames.
-                        self.actions.close(CloseCode::BadFrame, "a WebSocket message ends inside a frame");
-                        self.apply_actions(slot);
-                    }
-                }
-                Ok(Some(websocket::Event::Ping(payload))) => {
-                    self.was_heard = true;
-                    websocket::put_pong(&mut raw, &payload);
-                    self.enqueue(slot, raw.freeze());
-                }
-                Ok(Some(websocket::Event::Pong(_))) => self.was_heard = true,
-                Ok(Some(websocket::Event::Close { code, .. })) => {
-                    websocket::put_close(&mut raw, code.unwrap_or(websocket::close_code::NORMAL), "");
-                    self.end_websocket(slot, raw.freeze(), "peer_left");
-                }
-                Err(error) => {
-                    websocket::put_close(&mut raw, error.close_code(), &error.to_string());
-                    self.end_websocket(slot, raw.freeze(), "websocket_violation");
-                }
-            }
         }
     }
 
@@ -428,225 +262,6 @@ impl State {
         }
     }
 
-    /// The receiver does not keep up: what is queued is dropped, it is told, and it resumes by sequence.
-    fn end_slow_consumer(&mut self, slot: Slot) {
-        let code = CloseCode::SlowConsumer;
-        let connection = &mut self.connections[slot as usize];
-        connection.outbox.end_with(connection.last_words(code));
-        self.linger(slot, code.label());
-    }
-
-    /// The Close frame is queued: behind it, over WebSocket, comes the close frame of RFC 6455 section 5.5.1.
-    fn end(&mut self, slot: Slot, code: CloseCode) {
-        if let Transport::WebSocket(_) = self.connections[slot as usize].transport {
-            let mut raw = BytesMut::new();
-            websocket::put_close(&mut raw, code.number(), code.text());
-            self.enqueue(slot, raw.freeze());
-        }
-        self.linger(slot, code.label());
-    }
-
-    fn end_websocket(&mut self, slot: Slot, last: Bytes, label: &'static str) {
-        self.enqueue(slot, last);
-        self.linger(slot, label);
-    }
-
-    /// From here on the connection is only written to and read empty, for a short time: a socket closed with unread
-    /// bytes would reset, and the client would never see why.
-    fn linger(&mut self, slot: Slot, label: &'static str) {
-        let deadline_s = self.wheel.now_s() + CLOSE_LINGER_S;
-        let connection = &mut self.connections[slot as usize];
-        if connection.phase == Phase::Closing {
-            return;
-        }
-        count_close(label);
-        connection.phase = Phase::Closing;
-        connection.partial = Box::default();
-        connection.deadline_s = deadline_s;
-        let generation = connection.generation;
-        self.wheel.insert((slot, generation), deadline_s);
-        let mut interests = Vec::new();
-        let departed = connection.session.handle_gone(&mut interests);
-        self.apply_interests(slot, &mut interests);
-        self.depart(slot, departed);
-        let connection = &mut self.connections[slot as usize];
-        if !connection.is_touched && !connection.is_draining_outbox {
-            connection.is_touched = true;
-            self.touched.push(slot);
-        }
-    }
-
-    // ---- the mailbox
-
-    /// Applies a batch; what it causes leaves with [`State::end_turn`].
-    pub fn handle_inputs(&mut self, inputs: impl Iterator<Item = ShardInput>) {
-        for input in inputs {
-            match input {
-                ShardInput::Deliver { recipients, frame } => self.deliver(recipients, &frame),
-                ShardInput::Membership { room, user, change, frame } => {
-                    self.change_membership(room, user, change, &frame)
-                }
-                ShardInput::Settled(settled) => settled.into_iter().for_each(|settled| self.settle(&settled)),
-                ShardInput::Bind { connection, identity, bound } => {
-                    let mut interests = Vec::new();
-                    let is_bound = self.of_key(connection).is_some_and(|connection| {
-                        connection.phase == Phase::Open && connection.session.handle_bind(&identity, &mut interests)
-                    });
-                    if is_bound {
-                        self.apply_interests(connection.slot, &mut interests);
-                        if self.index.add_user(identity.user, connection.slot) == Edge::Yes {
-                            self.links.routes.add(identity.user, self.id);
-                        }
-                    }
-                    let _ = bound.send(is_bound);
-                }
-                ShardInput::Welcome { ticket, reply, identity } => {
-                    if !self.welcome(ticket, &reply) {
-                        let (user, session) = (identity.user, identity.session);
-                        self.tell_departure(PresenceChange::Gone { user, device: identity.device, session });
-                    }
-                }
-                ShardInput::Refused { ticket, code, close } => {
-                    if let Some(connection) = self.connections.get_mut(ticket.connection.slot as usize)
-                        && connection.generation == ticket.connection.generation
-                        && connection.phase == Phase::Open
-                    {
-                        let session = &mut connection.session;
-                        let departed = session.handle_refused(ticket.correlation, code, close, &mut self.actions);
-                        self.depart(ticket.connection.slot, departed);
-                        self.end_if_drained(ticket.connection.slot);
-                        self.apply_actions(ticket.connection.slot);
-                    }
-                }
-                ShardInput::Answer { ticket, reply } => {
-                    if let Some(connection) = self.connections.get_mut(ticket.connection.slot as usize)
-                        && connection.generation == ticket.connection.generation
-                    {
-                        connection.session.handle_answer(&reply, &mut self.actions);
-                        self.end_if_drained(ticket.connection.slot);
-                        self.apply_actions(ticket.connection.slot);
-                    }
-                }
-                ShardInput::Drain => self.drain(),
-            }
-        }
-    }
-
-    fn deliver(&mut self, recipients: Recipients, frame: &Encoded) {
-        match recipients {
-            Recipients::Users(one, other) => {
-                self.deliver_to_user(one, frame);
-                self.deliver_to_user(other, frame);
-            }
-            Recipients::Conversation(conversation) => {
-                let slots = self.index.take(&conversation);
-                let mut slow = Vec::new();
-                for slot in &slots {
-                    if !self.deliver_to_slot(*slot, frame) {
-                        slow.push(*slot);
-                    }
-                }
-                self.index.put_back(&conversation, slots);
-                slow.into_iter().for_each(|slot| self.end_slow_consumer(slot));
-            }
-            Recipients::Session(user, session) => {
-                let is_it = |slot: &&Slot| self.connections[**slot as usize].session.session() == Some(session);
-                let slot = self.index.of_user(user).iter().find(is_it).copied();
-                if let Some(slot) = slot
-                    && !self.deliver_to_slot(slot, frame)
-                {
-                    self.end_slow_consumer(slot);
-                }
-            }
-        }
-    }
-
-    fn deliver_to_user(&mut self, user: UserId, frame: &Encoded) {
-        let slots: smallvec::SmallVec<[Slot; 4]> = self.index.of_user(user).into();
-        for slot in slots {
-            if !self.deliver_to_slot(slot, frame) {
-                self.end_slow_consumer(slot);
-            }
-        }
-    }
-
-    /// Queues a shared frame. `false` if the outbox is full.
-    fn deliver_to_slot(&mut self, slot: Slot, frame: &Encoded) -> bool {
-        let connection = &mut self.connections[slot as usize];
-        if connection.phase == Phase::Closing {
-            return true;
-        }
-        let bytes = match connection.transport {
-            Transport::Tcp => frame.tcp(),
-            Transport::WebSocket(_) => frame.websocket(),
-        };
-        self.counts.written_frames += 1;
-        if connection.outbox.enqueue(bytes, self.config.outbox_bytes_max).is_err() {
-            return false;
-        }
-        self.touch(slot);
-        true
-    }
-
-    fn change_membership(&mut self, room: RoomId, user: UserId, change: Membership, frame: &Encoded) {
-        let conversation = tidegate_core::ids::ConversationId::Room(room);
-        let slots: smallvec::SmallVec<[Slot; 4]> = self.index.of_user(user).into();
-        let mut interests = Vec::new();
-        // Whoever leaves still hears of it.
-        if change == Membership::Left {
-            self.deliver(Recipients::Conversation(conversation), frame);
-        }
-        for slot in slots {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.session.handle_membership(room, change, &mut interests);
-                self.apply_interests(slot, &mut interests);
-            }
-        }
-        if change == Membership::Joined {
-            self.deliver(Recipients::Conversation(conversation), frame);
-        }
-    }
-
-    fn settle(&mut self, settled: &Settled) {
-        let key = settled.ticket.connection;
-        if self.of_key(key).is_none() {
-            return;
-        }
-        self.connections[key.slot as usize].session.handle_settled(settled, &mut self.actions);
-        self.end_if_drained(key.slot);
-        self.apply_actions(key.slot);
-    }
-
-    /// While draining, a connection is closed with the reply to its last command.
-    fn end_if_drained(&mut self, slot: Slot) {
-        let connection = &mut self.connections[slot as usize];
-        if self.is_draining && connection.phase == Phase::Open && connection.session.in_flight() == 0 {
-            connection.session.handle_end(CloseCode::Draining, CloseCode::Draining.text(), &mut self.actions);
-        }
-    }
-
-    /// Whether the connection was still there.
-    fn welcome(&mut self, ticket: Ticket, reply: &Bytes) -> bool {
-        let slot = ticket.connection.slot;
-        let deadline_s = self.wheel.now_s() + seconds(self.config.idle_timeout);
-        if self.of_key(ticket.connection).is_none_or(|connection| connection.phase != Phase::Open) {
-            return false;
-        }
-        let mut actions = std::mem::take(&mut self.actions);
-        let connection = &mut self.connections[slot as usize];
-        connection.session.handle_welcome(reply, &mut actions);
-        // The wheel looks at the entry of the handshake's deadline; one that is nearer needs an entry of its own.
-        if deadline_s < connection.deadline_s {
-            self.wheel.insert((slot, ticket.connection.generation), deadline_s);
-        }
-        connection.deadline_s = deadline_s;
-        let first = connection.wrap(actions.replies.split());
-        connection.outbox.enqueue_first(first);
-        self.actions = actions;
-        self.touch(slot);
-        true
-    }
-
     // ---- the turn
 
     /// Something waits for the turn's end.
@@ -671,14 +286,14 @@ impl State {
                 continue;
             };
             connection.is_touched = false;
-            match connection.flush() {
+            let (generation, writer) = (connection.generation, connection.writer.clone());
+            match self.flush(slot) {
                 Ok(Flushed::Empty) => {}
                 Ok(Flushed::Blocked) => {
-                    connection.is_draining_outbox = true;
-                    blocked.extend(connection.writer.clone().map(|writer| (slot, connection.generation, writer)));
+                    self.connections[slot as usize].is_draining_outbox = true;
+                    blocked.extend(writer.map(|writer| (slot, generation, writer)));
                 }
                 Err(_) => {
-                    let generation = connection.generation;
                     count_close("write_failed");
                     self.remove(slot, generation);
                 }
@@ -690,13 +305,13 @@ impl State {
 
     /// The socket takes more again. Whether the task has to wait once more.
     pub fn flush_unblocked(&mut self, slot: Slot, generation: u32) -> bool {
-        let Some(connection) = self.get(slot, generation) else {
+        if self.get(slot, generation).is_none() {
             return false;
-        };
-        match connection.flush() {
+        }
+        match self.flush(slot) {
             Ok(Flushed::Blocked) => true,
             Ok(Flushed::Empty) => {
-                connection.is_draining_outbox = false;
+                self.connections[slot as usize].is_draining_outbox = false;
                 false
             }
             Err(_) => {
@@ -705,6 +320,40 @@ impl State {
                 false
             }
         }
+    }
+
+    /// Writes what the socket takes, and tells a connection that was behind as soon as it has caught up half-way.
+    fn flush(&mut self, slot: Slot) -> io::Result<Flushed> {
+        loop {
+            let flushed = self.connections[slot as usize].flush()?;
+            if !self.tell_behind(slot) {
+                return Ok(flushed);
+            }
+        }
+    }
+
+    /// Whether there was something to tell.
+    fn tell_behind(&mut self, slot: Slot) -> bool {
+        let bytes_max = self.config.outbox_bytes_max;
+        let connection = &mut self.connections[slot as usize];
+        let has_room = connection.outbox.pending_bytes() <= bytes_max / 2 && !connection.session.holds_pushes();
+        let Some(behind) = connection.behind.take_if(|_| has_room) else { return false };
+        self.behind_connections -= 1;
+        if connection.phase == Phase::Closing {
+            return false;
+        }
+        tracing::info!(
+            shard = self.id.0,
+            user = connection.session.user().map(|user| user.0),
+            session = connection.session.session().map(|session| session.0),
+            skipped = behind.skipped(),
+            "a connection that was behind takes pushes again"
+        );
+        let frames = connection.wrap(behind.frames());
+        if connection.outbox.enqueue(frames, bytes_max).is_err() {
+            self.end_slow_consumer(slot);
+        }
+        true
     }
 
     /// A second has passed.
@@ -724,30 +373,10 @@ impl State {
                 self.end_session(slot, code);
             }
         }
+        if std::mem::take(&mut self.has_missed_pushes) {
+            self.tell_everybody_missed();
+        }
         self.report();
-    }
-
-    fn end_session(&mut self, slot: Slot, code: CloseCode) {
-        let session = &mut self.connections[slot as usize].session;
-        session.handle_end(code, code.text(), &mut self.actions);
-        self.apply_actions(slot);
-    }
-
-    /// Every connection is told; one that waits for an ack gets it first.
-    fn drain(&mut self) {
-        self.is_draining = true;
-        let idle: Vec<usize> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.phase == Phase::Open && connection.session.in_flight() == 0)
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in idle {
-            self.end_session(Slot::try_from(slot).expect("slots are u32"), CloseCode::Draining);
-        }
-        if self.connections.is_empty() {
-            self.drained.notify_one();
-        }
     }
 
     fn report(&mut self) {
@@ -757,7 +386,9 @@ impl State {
         metrics::gauge!(telemetry::SHARD_CONNECTIONS, "shard" => shard.clone()).set(self.connections.len() as f64);
         metrics::counter!(telemetry::SHARD_READ_BYTES, "shard" => shard.clone()).increment(counts.read_bytes);
         metrics::counter!(telemetry::SHARD_READ_FRAMES, "shard" => shard.clone()).increment(counts.frames);
-        metrics::counter!(telemetry::SHARD_WRITTEN_FRAMES, "shard" => shard).increment(counts.written_frames);
+        metrics::gauge!(telemetry::SHARD_BEHIND, "shard" => shard.clone()).set(self.behind_connections as f64);
+        metrics::counter!(telemetry::SHARD_WRITTEN_FRAMES, "shard" => shard.clone()).increment(counts.written_frames);
+        metrics::counter!(telemetry::SHARD_SKIPPED_FRAMES, "shard" => shard).increment(counts.skipped_frames);
     }
 }
 

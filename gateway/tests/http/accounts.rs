@@ -3,9 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use prost::Message as _;
 use serde_json::json;
-use tidegate_core::ids::UserId;
-use tidegate_core::ports::{Backend as _, HotStore as _};
+use tidegate_core::event::{ReceiptMoved, StoredMessage};
+use tidegate_core::ids::{ConversationId, MessageId, Millis, Seq, UserId};
+use tidegate_core::ports::{Archive as _, Backend as _, Filing, HotStore as _, PersistBatch};
+use tidegate_proto::v1::ContentType;
 
 use crate::world::{REMEMBERED_TOKEN, World};
 
@@ -22,7 +25,7 @@ fn a_user_registers_logs_in_is_known_and_logs_out() {
     assert_eq!(login["user_id"], registered["user_id"]);
     assert_eq!(login["token_name"], "satoken");
     assert_eq!(login["expires_in_s"], 2_592_000);
-    assert_eq!(login["unread"], json!([]));
+    assert_eq!((&login["unread"], &login["positions"], &login["recent"]), (&json!([]), &json!([]), &json!([])));
     let token = login["token"].as_str().unwrap();
     assert!(token.len() >= 32);
 
@@ -35,6 +38,63 @@ fn a_user_registers_logs_in_is_known_and_logs_out() {
     assert_eq!(world.post("/api/v1/logout", token, json!({})).status, 204);
     world.get("/api/v1/me", token).expect_problem(401, "token_invalid");
     world.post("/api/v1/logout", token, json!({})).expect_problem(401, "token_invalid");
+}
+
+#[test]
+fn a_login_says_where_everything_stands_and_takes_nothing() {
+    let world = World::new();
+    let ((bob, _), (alice, _)) = (world.user("bob"), world.user("alice"));
+    let conversation: ConversationId = format!("p_{bob}_{alice}").parse().unwrap();
+    let message = |seq: u64| StoredMessage {
+        conversation,
+        seq: Seq(seq),
+        message_id: MessageId(seq.to_be_bytes().repeat(2).try_into().unwrap()),
+        sender: UserId(bob),
+        sent_at: Millis(1000 + seq),
+        content_type: ContentType::Text,
+        body: format!("number {seq}").into(),
+    };
+    let messages: Vec<_> = (1..=70).map(message).collect();
+    let epoch = world.backend.archive().epoch();
+    let filing = Filing {
+        user: UserId(alice),
+        conversation,
+        seqs: (4..=70).map(Seq).collect(),
+        inbox: messages[3..].iter().map(|message| message.to_wire(epoch).encode_to_vec().into()).collect(),
+    };
+    let receipts = vec![ReceiptMoved { conversation, user: UserId(alice), delivered: Seq(3), read: Seq(2) }];
+    world.runtime.block_on(async {
+        world.backend.archive().persist(&PersistBatch { messages, receipts }).await.unwrap();
+        world.backend.hot().file(std::slice::from_ref(&filing)).await.unwrap();
+    });
+
+    let login = || world.post("/api/v1/login", "", json!({ "name": "alice", "password": "correct horse" })).expect(200);
+    let (first, second) = (login(), login());
+    let position = json!({
+        "conversation_id": conversation.to_string(),
+        "epoch": epoch.0,
+        "last_seq": 70,
+        "read_seq": 2,
+        "unread": 68,
+    });
+    assert_eq!(first["positions"], json!([position]));
+    let recent = first["recent"].as_array().unwrap();
+    let seqs: Vec<_> = recent.iter().map(|message| message["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (21..=70).collect::<Vec<_>>(), "the newest 50, oldest first");
+    let newest = json!({
+        "conversation_id": conversation.to_string(),
+        "epoch": epoch.0,
+        "seq": 70,
+        "message_id": format!("{:032x}", u128::from(70_u64) << 64 | 70),
+        "sender_id": bob,
+        "sent_at_ms": 1070,
+        "content_type": "text",
+        "text": "number 70",
+    });
+    assert_eq!(recent[49], newest);
+    assert_eq!(second["recent"], first["recent"], "a second login finds the same");
+    let summary = world.runtime.block_on(world.backend.hot().take_summary(UserId(alice))).unwrap();
+    assert_eq!(summary.inbox, filing.inbox, "all of it is left for the first connection");
 }
 
 #[test]

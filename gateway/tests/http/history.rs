@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tidegate_core::event::StoredMessage;
+use tidegate_core::event::{ReceiptMoved, StoredMessage};
 use tidegate_core::ids::{ClientMsgId, ConversationId, MessageId, Millis, Seq, UserId};
 use tidegate_core::ports::{Archive as _, Backend as _, PersistBatch};
 use tidegate_proto::v1::ContentType;
@@ -72,6 +72,34 @@ fn history_goes_back_page_by_page_and_forward_again() {
     assert_eq!(world.get("/api/v1/me", &token).expect(200)["unread"], json!([]));
     let login = world.post("/api/v1/login", "", json!({ "name": "alice", "password": "correct horse" }));
     assert_eq!(login.expect(200)["unread"], unread);
+}
+
+#[test]
+fn a_page_says_how_far_everybody_is() {
+    let world = World::new();
+    let ((bob, token), (alice, alices)) = (world.user("bob"), world.user("alice"));
+    let conversation = format!("p_{bob}_{alice}");
+    let page = |conversation: &str, token: &str| {
+        world.get(&format!("/api/v1/chat/history?conversation_id={conversation}"), token).expect(200)
+    };
+    assert_eq!(page(&conversation, &token)["watermarks"], json!([]));
+    fill(&world, &conversation, bob, texts(5));
+    let moved = |user, delivered, read| ReceiptMoved {
+        conversation: conversation.parse().unwrap(),
+        user: UserId(user),
+        delivered: Seq(delivered),
+        read: Seq(read),
+    };
+    let receipts = vec![moved(alice, 4, 3), moved(bob, 5, 5)];
+    let batch = PersistBatch { messages: Vec::new(), receipts };
+    world.runtime.block_on(world.backend.archive().persist(&batch)).unwrap();
+    let mark =
+        |user: u64, delivered: u64, read: u64| json!({ "user_id": user, "delivered_seq": delivered, "read_seq": read });
+    let marks = json!([mark(bob, 5, 5), mark(alice, 4, 3)]);
+    assert_eq!(page(&conversation, &token)["watermarks"], marks);
+    assert_eq!(page(&conversation, &alices)["watermarks"], marks, "on either side");
+    fill(&world, "lobby_main", bob, texts(1));
+    assert_eq!(page("lobby_main", &token)["watermarks"], json!([]));
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl HotStore for MoodyHotStore {
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
+        peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();

@@ -28,6 +28,37 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_util::codec::Framed;
 
+/// Runs scenarios on the embedded backends, and on services where the test run has started them.
+#[allow(unused_macros, reason = "every test file uses a part of this module")]
+macro_rules! on_every_backend {
+    ($($scenario:ident),* $(,)?) => {
+        mod on_embedded {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let world = super::support::embedded(&[]);
+                    super::$scenario(&world).await;
+                    world.gateway.stop().await;
+                }
+            )*
+        }
+
+        mod on_services {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let Some(services) = super::support::Cluster::of_services() else {
+                        return;
+                    };
+                    let world = services.gateway("gw-one").await;
+                    super::$scenario(&world).await;
+                    world.gateway.stop().await;
+                }
+            )*
+        }
+    };
+}
+
 /// No step of a test takes longer, on a machine that does ten other things as well.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -252,12 +283,17 @@ impl Client {
     }
 
     pub async fn login(&mut self, account: &Account, device: &str, watch: &[&str]) -> v1::LoginReply {
-        let login = v1::Login {
-            token: account.token.clone(),
-            device_id: device.to_owned(),
-            watch: watch.iter().map(|name| (*name).to_owned()).collect(),
-            ..Default::default()
-        };
+        self.login_with(
+            account,
+            device,
+            v1::Login { watch: watch.iter().map(|name| (*name).to_owned()).collect(), ..Default::default() },
+        )
+        .await
+    }
+
+    /// Logs in with more than a name and a device.
+    pub async fn login_with(&mut self, account: &Account, device: &str, more: v1::Login) -> v1::LoginReply {
+        let login = v1::Login { token: account.token.clone(), device_id: device.to_owned(), ..more };
         self.ask(Kind::Login, &login).await.expect("the login succeeds")
     }
 
@@ -326,6 +362,16 @@ impl Client {
             let frame = self.push().await;
             if frame.head.kind == Kind::Message as u8 {
                 return v1::Message::decode(frame.payload).unwrap();
+            }
+        }
+    }
+
+    /// The next Behind; other pushes are skipped.
+    pub async fn behind(&mut self) -> v1::Behind {
+        loop {
+            let frame = self.push().await;
+            if frame.head.kind == Kind::Behind as u8 {
+                return v1::Behind::decode(frame.payload).unwrap();
             }
         }
     }

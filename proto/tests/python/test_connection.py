@@ -4,8 +4,9 @@ import socket
 import threading
 import unittest
 
-from test_wire import CLIENT_MSG_ID, MESSAGE_ID, TOKEN, WIRE, golden
-from tidegate_wire import CommandError, Connection, ConnectionClosed
+from test_follower import stands_at
+from test_wire import CLIENT_MSG_ID, MESSAGE_ID, TOKEN, WIRE, encode, golden, hello
+from tidegate_wire import CommandError, Connection, ConnectionClosed, Follower
 
 
 class TcpPeer(threading.Thread):
@@ -42,6 +43,17 @@ def with_correlation(data: bytes, correlation: int) -> bytes:
     return data[:2] + correlation.to_bytes(2, "big") + data[4:]
 
 
+def frame(kind: str, correlation: int, message) -> bytes:
+    return encode((kind, correlation, message))
+
+
+def golden_login() -> bytes:
+    """The golden login_resume, with what this client says about itself in any case."""
+    login = WIRE.Login.FromString(golden("login_resume")[8:])
+    login.device_class, login.client = "desktop", "tidegate_wire"
+    return frame("LOGIN", 1, login)
+
+
 LOGIN = dict(token=TOKEN, device_id="desk-1", client="golden/1.0", watch=["lobby_main", "lobby_eu-west"])
 
 
@@ -76,6 +88,32 @@ class OverTcp(unittest.TestCase):
             with self.assertRaises(ConnectionClosed) as closed:
                 connection.recv()
             self.assertEqual((closed.exception.code, closed.exception.may_reconnect), (4506, False))
+
+    def test_a_reconnect_brings_what_is_missing_and_behind_asks_for_it(self):
+        follower = Follower(WIRE, "desk-1", watch=["lobby_main"])
+        stands_at(follower, resumed_at=0x0123456789ABCDEF, places={
+            "p_17_42": (1, 1), "lobby_main": (1, 69000), "r_7": (2, 5), "r_8": (0, 0)})
+        page = WIRE.HistoryReply(conversation_id="lobby_main", epoch=1, last_seq=70000, messages=[
+            hello(conversation_id="lobby_main", seq=seq) for seq in range(69001, 69101)])
+        rest = WIRE.SyncReply(synced=[WIRE.Synced(conversation_id="r_8", epoch=2)])
+        peer = TcpPeer([
+            (golden("opening") + golden_login(), golden("login_reply_resumed")),
+            (frame("HISTORY", 2, WIRE.History(conversation_id="lobby_main", after_seq=69000, page_size=200)),
+             frame("HISTORY_REPLY", 2, page)),
+            (frame("SYNC", 3, WIRE.Sync(positions=[WIRE.SyncFrom(conversation_id="r_8")])),
+             frame("SYNC_REPLY", 3, rest) + golden("behind")),
+            (frame("SYNC", 4, WIRE.Sync(positions=[WIRE.SyncFrom(conversation_id="lobby_main", epoch=1, seq=69100)])),
+             frame("SYNC_REPLY", 4, WIRE.SyncReply(synced=[WIRE.Synced(
+                 conversation_id="lobby_main", outcome=WIRE.SYNC_OUTCOME_NOT_MEMBER)]))),
+        ])
+        with Connection.tcp("127.0.0.1", peer.port, WIRE, timeout_s=5) as connection:
+            follower.login(connection, TOKEN)
+            self.assertEqual([message.seq for message in follower.shown["p_17_42"]], [2, 3])
+            self.assertEqual(len(follower.shown["lobby_main"]), 100)
+            self.assertEqual(follower.unread["p_17_42"], 1)
+            self.assertEqual(follower.pump(), "KIND_BEHIND")
+            self.assertNotIn("lobby_main", follower.shown)
+        peer.check(self)
 
     def test_silence_is_a_timeout(self):
         peer = TcpPeer([(b"x", b"")])

@@ -27,6 +27,10 @@ def hello(**changes):
     return WIRE.Message(**{**values, **changes})
 
 
+def earlier():
+    return hello(message_id=OTHER_MESSAGE_ID, sender_id=42, seq=2, sent_at_ms=1767225590000)
+
+
 # File name: what it holds, in order; ("opening", version) or (kind, correlation, message).
 CASES = {
     "opening": [("opening", 1)],
@@ -38,7 +42,22 @@ CASES = {
         max_frame_bytes=65536, max_body_bytes=8192, max_in_flight=64,
         positions=[WIRE.Position(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=2),
                    WIRE.Position(conversation_id="r_7", epoch=2)],
-        recent=[hello(message_id=OTHER_MESSAGE_ID, sender_id=42, seq=2, sent_at_ms=1767225590000)]))],
+        recent=[earlier()]))],
+    "login_resume": [("LOGIN", 1, WIRE.Login(
+        token=TOKEN, device_id="desk-1", watch=["lobby_main"], resume_session_id=0x0123456789ABCDEF,
+        positions=[WIRE.SyncFrom(conversation_id="p_17_42", epoch=1, seq=1),
+                   WIRE.SyncFrom(conversation_id="lobby_main", epoch=1, seq=69000),
+                   WIRE.SyncFrom(conversation_id="r_7", epoch=2, seq=5), WIRE.SyncFrom(conversation_id="r_8")]))],
+    "login_reply_resumed": [("LOGIN_REPLY", 1, WIRE.LoginReply(
+        user_id=17, user_name="ann", session_id=0x0123456789ABCDEF, gateway_id="gw-1", server_time_ms=1767225600000,
+        heartbeat=WIRE.Heartbeat(min_interval_s=5, max_interval_s=180, probe_count=3),
+        max_frame_bytes=65536, max_body_bytes=8192, max_in_flight=64,
+        positions=[WIRE.Position(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=1)],
+        resumed=True, watching=["lobby_eu-west", "lobby_main"],
+        synced=[WIRE.Synced(conversation_id="p_17_42", epoch=1, last_seq=3, outcome=WIRE.SYNC_OUTCOME_WHOLE,
+                            messages=[earlier(), hello()], read_seq=1, unread=1),
+                WIRE.Synced(conversation_id="lobby_main", epoch=1, last_seq=70000, outcome=WIRE.SYNC_OUTCOME_RELOAD),
+                WIRE.Synced(conversation_id="r_7", outcome=WIRE.SYNC_OUTCOME_NOT_MEMBER)]))],
     "ping": [("PING", 2, WIRE.Ping())],
     "pong": [("PONG", 2, WIRE.Pong(server_time_ms=1767225600100))],
     "send": [("SEND", 3, WIRE.Send(
@@ -52,9 +71,19 @@ CASES = {
     "history_after": [("HISTORY", 5, WIRE.History(conversation_id="p_17_42", after_seq=0, page_size=200))],
     "history_reply": [("HISTORY_REPLY", 5, WIRE.HistoryReply(
         conversation_id="p_17_42", epoch=1, last_seq=3,
-        messages=[hello(message_id=OTHER_MESSAGE_ID, sender_id=42, seq=2, sent_at_ms=1767225590000), hello()], more=True))],
+        messages=[earlier(), hello()], more=True))],
+    "history_watermarks": [("HISTORY", 5, WIRE.History(conversation_id="p_17_42", page_size=1, watermarks=True))],
+    "history_reply_watermarks": [("HISTORY_REPLY", 5, WIRE.HistoryReply(
+        conversation_id="p_17_42", epoch=1, last_seq=3, messages=[hello()], more=True,
+        watermarks=[WIRE.Watermark(user_id=17, delivered_seq=3, read_seq=3),
+                    WIRE.Watermark(user_id=42, delivered_seq=3, read_seq=2)]))],
     "watch": [("WATCH", 6, WIRE.Watch(watch=["lobby_main"], unwatch=["lobby_eu-west"]))],
     "watch_reply": [("WATCH_REPLY", 6, WIRE.WatchReply(watching=["lobby_main"]))],
+    "sync": [("SYNC", 7, WIRE.Sync(positions=[
+        WIRE.SyncFrom(conversation_id="r_8"), WIRE.SyncFrom(conversation_id="p_17_42", epoch=1, seq=3)]))],
+    "sync_reply": [("SYNC_REPLY", 7, WIRE.SyncReply(synced=[
+        WIRE.Synced(conversation_id="r_8", epoch=2),
+        WIRE.Synced(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=1)]))],
     "error_slow_down": [("ERROR", 7, WIRE.Error(code=WIRE.CODE_SLOW_DOWN, text="slow down", retry_after_ms=1500))],
     "error_unknown_kind": [("ERROR", 8, WIRE.Error(code=WIRE.CODE_UNKNOWN_KIND, text="no such command"))],
     "error_token_expired_then_close": [
@@ -67,6 +96,8 @@ CASES = {
         conversation_id="p_17_42", user_id=42, delivered_seq=3, read_seq=2))],
     "membership_changed": [("MEMBERSHIP_CHANGED", 0, WIRE.MembershipChanged(
         conversation_id="r_7", user_id=42, joined=True))],
+    "behind": [("BEHIND", 0, WIRE.Behind(conversation_id="lobby_main", epoch=1, after_seq=70000, last_seq=70321))],
+    "behind_everywhere": [("BEHIND", 0, WIRE.Behind(spread_ms=5000))],
     "close_draining": [("CLOSE", 0, WIRE.Close(
         code=WIRE.CLOSE_CODE_DRAINING, text="this gateway is going away, connect to another"))],
     "close_unsupported_version": [("CLOSE", 0, WIRE.Close(
@@ -187,7 +218,13 @@ class Protocol(unittest.TestCase):
 
     def test_constants_are_those_of_the_document(self):
         text = PROTOCOL.read_text()
-        self.assertRegex(text, re.escape(f"| largest frame | {tidegate_wire.FRAME_BYTES_MAX} bytes"))
+        for name, value in {
+            "largest frame": tidegate_wire.FRAME_BYTES_MAX,
+            "sync positions": tidegate_wire.SYNC_POSITIONS_MAX,
+            "sync messages": tidegate_wire.SYNC_MESSAGES_MAX,
+            "history page": tidegate_wire.HISTORY_PAGE_MAX,
+        }.items():
+            self.assertRegex(text, re.escape(f"| {name} | {value} "))
 
     def test_the_schema_follows_the_rules_of_kinds(self):
         for name, kind in WIRE.Kind.items():

@@ -6,6 +6,13 @@
         connection.send("lobby_main", "hello")
         kind, push = connection.recv(timeout_s=5)
 
+A Follower keeps in sync over many connections:
+
+    follower = Follower(wire, "device-1", watch=["lobby_main"])
+    follower.login(connection, token)
+    follower.pump(timeout_s=5)
+    follower.shown["lobby_main"]
+
 It blocks, and one thread uses it at a time. Sections named below are those of PROTOCOL.md.
 """
 
@@ -15,6 +22,7 @@ import atexit
 import collections
 import functools
 import importlib
+import random
 import shutil
 import socket
 import struct
@@ -37,6 +45,10 @@ FRAME_BYTES_MAX = 64 * 1024
 REPLY_OFFSET = 0x40
 KIND_ERROR = 0x7F
 KIND_CLOSE = 0xBF
+# Section "Bounds".
+SYNC_POSITIONS_MAX = 500
+SYNC_MESSAGES_MAX = 200
+HISTORY_PAGE_MAX = 200
 
 
 class WireError(Exception):
@@ -213,10 +225,16 @@ class Connection:
 
     # ---- commands
 
-    def login(self, token: str, device_id: str, device_class: str = "desktop", client: str = "tidegate_wire", watch=()):
-        """Sends the opening and logs in. Returns the LoginReply."""
+    def login(self, token: str, device_id: str, device_class: str = "desktop", client: str = "tidegate_wire", watch=(),
+              resume_session_id: int = 0, positions=()):
+        """Sends the opening and logs in; `positions` are SyncFrom. Returns the LoginReply."""
         return self.command("LOGIN", self.wire.Login(
-            token=token, device_id=device_id, device_class=device_class, client=client, watch=watch))
+            token=token, device_id=device_id, device_class=device_class, client=client, watch=watch,
+            resume_session_id=resume_session_id, positions=positions))
+
+    def sync(self, positions):
+        """Asks what is missing above each SyncFrom. The reply answers a first part of them, in their order."""
+        return self.command("SYNC", self.wire.Sync(positions=positions))
 
     def send(self, conversation_id: str, body: str | bytes, client_msg_id: bytes | None = None):
         """Sends a message and returns its SendAck. Give the same client_msg_id again to repeat it."""
@@ -227,9 +245,11 @@ class Connection:
             content_type=self.wire.CONTENT_TYPE_TEXT if is_text else self.wire.CONTENT_TYPE_BINARY,
             body=body.encode() if is_text else body))
 
-    def history(self, conversation_id: str, before_seq: int = 0, after_seq: int | None = None, page_size: int = 0):
+    def history(self, conversation_id: str, before_seq: int = 0, after_seq: int | None = None, page_size: int = 0,
+                watermarks: bool = False):
         return self.command("HISTORY", self.wire.History(
-            conversation_id=conversation_id, before_seq=before_seq, after_seq=after_seq, page_size=page_size))
+            conversation_id=conversation_id, before_seq=before_seq, after_seq=after_seq, page_size=page_size,
+            watermarks=watermarks))
 
     def receipt(self, conversation_id: str, delivered_seq: int = 0, read_seq: int = 0):
         return self.command("RECEIPT", self.wire.Receipt(
@@ -304,6 +324,184 @@ class Connection:
     def decode(self, frame: Frame):
         """The Protobuf message of a frame whose kind the schema knows."""
         return message_type(self.wire, frame.kind).FromString(frame.payload)
+
+
+class _Place:
+    """Where the client stands in a conversation, and the messages that wait for those before them."""
+
+    def __init__(self, epoch: int = 0, last: int = 0):
+        self.epoch = epoch
+        self.last = last
+        self.aside = {}
+
+
+class Follower:
+    """Sections "Staying in sync" and "Connecting again": follows the conversations of a device over its connections.
+
+    `shown` has, per conversation, what a user has seen: each message once and in order. It follows each conversation
+    from its first message. An answer that is not what PROTOCOL.md promises is a WireError.
+    """
+
+    ASIDE_MAX = 1000
+
+    def __init__(self, wire, device_id: str, watch=(), sleep=time.sleep):
+        self.wire = wire
+        self.device_id = device_id
+        self.watch = list(watch)
+        self.session_id = 0
+        self.shown = collections.defaultdict(list)
+        self.unread = {}
+        self._sleep = sleep
+        self._places: dict[str, _Place] = {lobby: _Place() for lobby in watch}
+        self._due: dict[str, None] = {}
+
+    def login(self, connection, token: str):
+        """Logs in over a new connection, goes on with the session, and is in sync when it returns the LoginReply."""
+        self.connection = connection
+        positions = self.positions(self._places)
+        asked = positions[:SYNC_POSITIONS_MAX]
+        reply = connection.login(token, self.device_id, watch=self.watch, resume_session_id=self.session_id, positions=asked)
+        if reply.resumed and reply.session_id != self.session_id:
+            raise WireError("another session was resumed")
+        if not set(self.watch) <= set(reply.watching):
+            raise WireError("a lobby is not watched")
+        self.session_id = reply.session_id
+        self._due = dict.fromkeys(position.conversation_id for position in positions[len(asked) :])
+        for position in reply.positions:
+            self.unread[position.conversation_id] = position.unread
+            if position.conversation_id not in self._places:
+                self._place(position.conversation_id)
+                self._due[position.conversation_id] = None
+        self._answered(asked, reply.synced)
+        self.sync()
+        return reply
+
+    def positions(self, conversation_ids):
+        known = ((id, self._places[id]) for id in conversation_ids if id in self._places)
+        return [self.wire.SyncFrom(conversation_id=id, epoch=place.epoch, seq=place.last) for id, place in known]
+
+    def pump(self, timeout_s: float | None = None) -> str:
+        """Handles the next push and closes the gap it may have shown. Returns the name of its kind."""
+        kind, push = self.connection.recv(timeout_s)
+        self.handle(kind, push)
+        return kind
+
+    def handle(self, kind: str, push) -> None:
+        if kind == "KIND_MESSAGE":
+            self._take(push)
+        elif kind == "KIND_BEHIND":
+            self._behind(push)
+        self.sync()
+
+    def sync(self) -> None:
+        """Asks about every conversation in which something may be missing, and applies the answers."""
+        while self._due:
+            asked = self.positions(self._due)[:SYNC_POSITIONS_MAX]
+            if not asked:  # All of them were forgotten.
+                self._due.clear()
+                return
+            for position in asked:
+                del self._due[position.conversation_id]
+            reply = self.connection.sync(asked)
+            if not reply.synced:
+                raise WireError("a SyncReply that answers nothing")
+            self._answered(asked, reply.synced)
+
+    def _behind(self, behind) -> None:
+        id = behind.conversation_id
+        if id:
+            place = self._place(id)
+            if (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
+                return
+            self._due[id] = None
+        else:
+            self._due.update(dict.fromkeys(self._places))
+        self._sleep(random.uniform(0, behind.spread_ms / 1000))
+
+    def _answered(self, asked, synced) -> None:
+        if len(synced) > len(asked):
+            raise WireError("more answers than questions")
+        for question in asked[len(synced) :]:
+            self._due[question.conversation_id] = None
+        for question, answer in zip(asked, synced):
+            if answer.conversation_id != question.conversation_id:
+                raise WireError(f"{answer.conversation_id} answers {question.conversation_id}")
+            self._apply(question, answer)
+
+    def _apply(self, question, answer) -> None:
+        id, wire = question.conversation_id, self.wire
+        place = self._places.get(id)
+        if place is None:
+            return
+        if place.epoch != question.epoch:
+            self._due[id] = None
+        elif answer.outcome == wire.SYNC_OUTCOME_WHOLE:
+            seqs = [message.seq for message in answer.messages]
+            if seqs != list(range(question.seq + 1, answer.last_seq + 1)) or question.epoch not in (0, answer.epoch):
+                raise WireError(f"a part of {id} that looks whole")
+            place.epoch = answer.epoch
+            self.unread[id] = answer.unread
+            for message in answer.messages:
+                self._take(message)
+            if place.aside:
+                raise WireError(f"a message of {id} was pushed before it was stored")
+        elif answer.messages:
+            raise WireError(f"messages of {id} with an outcome that has none")
+        elif answer.outcome == wire.SYNC_OUTCOME_RELOAD:
+            if answer.epoch != place.epoch:
+                self._restart(id, answer.epoch)
+            self.unread[id] = answer.unread
+            self._page(id)
+        else:
+            self._forget(id)
+
+    def _take(self, message) -> None:
+        """The rule for messages."""
+        id = message.conversation_id
+        place = self._place(id)
+        if message.epoch > place.epoch:
+            self._restart(id, message.epoch)
+        if message.epoch < place.epoch or message.seq <= place.last:
+            return
+        if message.seq > place.last + 1:
+            if len(place.aside) < self.ASIDE_MAX:
+                place.aside[message.seq] = message
+            self._due[id] = None
+            return
+        while message:
+            self.shown[id].append(message)
+            place.last = message.seq
+            message = place.aside.pop(place.last + 1, None)
+
+    def _page(self, id: str) -> None:
+        place, more = self._places[id], True
+        while more:
+            page = self.connection.history(id, after_seq=place.last, page_size=HISTORY_PAGE_MAX)
+            if page.epoch < place.epoch:
+                self._due[id] = None
+                return
+            if page.epoch > place.epoch:
+                self._restart(id, page.epoch)
+                continue
+            if page.more and not page.messages:
+                raise WireError("an empty page before the end")
+            for message in page.messages:
+                self._take(message)
+            more = page.more
+
+    def _place(self, id: str) -> _Place:
+        return self._places.setdefault(id, _Place())
+
+    def _restart(self, id: str, epoch: int) -> None:
+        place = self._places[id]
+        place.epoch, place.last, place.aside = epoch, 0, {}
+        self.shown.pop(id, None)
+
+    def _forget(self, id: str) -> None:
+        del self._places[id]
+        self._due.pop(id, None)
+        self.unread.pop(id, None)
+        self.shown.pop(id, None)
 
 
 def message_type(wire, kind: int):

@@ -68,6 +68,7 @@ macro_rules! hot_store_contract {
             unread_cases: reading_replaces_the_count,
             unread_cases: what_is_filed_above_a_read_survives_it,
             unread_cases: an_inbox_is_taken_once_oldest_first,
+            unread_cases: an_inbox_is_looked_at_and_stays,
             unread_cases: an_inbox_keeps_the_newest,
             unread_cases: a_large_filing_reaches_everybody,
             token_cases: a_token_is_valid_until_deleted,

@@ -205,6 +205,25 @@ pub async fn an_inbox_is_taken_once_oldest_first(fixture: &impl HotStoreFixture)
     assert_eq!(rest, [body(room(1), 4), body(room(1), 5)], "what was taken does not come again");
 }
 
+/// Looking changes nothing, neither the inbox nor what is known of the counts.
+pub async fn an_inbox_is_looked_at_and_stays(fixture: &impl HotStoreFixture) {
+    let store = fixture.store("gw").await;
+    let peek = async |max| store.peek_inbox(USER, max).await.expect("the store answers");
+    assert_eq!(peek(10).await, [] as [Bytes; 0]);
+    file(&store, &[away(USER, room(1), 1..=1)]).await;
+    assert_eq!(peek(10).await, [body(room(1), 1)]);
+    file(&store, &[away(USER, private(7, 8), 1..=1), away(USER, room(1), 2..=3)]).await;
+    let all = vec![body(room(1), 1), body(private(7, 8), 1), body(room(1), 2), body(room(1), 3)];
+    assert_eq!(peek(10).await, all);
+    assert_eq!(peek(3).await, all[1..]);
+    assert_eq!(peek(1).await, all[3..]);
+    assert_eq!(peek(0).await, [] as [Bytes; 0]);
+    assert_eq!(store.peek_inbox(UserId(8), 10).await, Ok(Vec::new()));
+    let summary = store.take_summary(USER).await.expect("the store answers");
+    assert_eq!((summary.unread, summary.inbox), (None, all));
+    assert_eq!(peek(10).await, [] as [Bytes; 0]);
+}
+
 /// Bounded, whether filled at once or bit by bit.
 pub async fn an_inbox_keeps_the_newest(fixture: &impl HotStoreFixture) {
     let store = fixture.store("gw").await;

@@ -173,6 +173,17 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(Summary { unread, inbox })
     }
 
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let inbox = state.inboxes.get_mut(&user).filter(|inbox| inbox.until > now);
+        let newest = |inbox: &mut Inbox| {
+            let messages = &inbox.messages;
+            messages.iter().skip(messages.len().saturating_sub(max)).cloned().collect()
+        };
+        Ok(inbox.map(newest).unwrap_or_default())
+    }
+
     async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
         let now = self.clock.now();
         let mut state = self.state();

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::contract::queues::{self as contract, accepted, pushed, take};
 use crate::event::{IngestEvent, PushEvent};
-use crate::ids::{ConversationId, Partition, RoomId, Seq};
+use crate::ids::{ConversationId, Epoch, Partition, RoomId, Seq};
 use crate::limits::BODY_BYTES_MAX;
 use crate::ports::{DeliveryTag, IngestConsumer, IngestQueue, PortError, PushConsumer, PushQueue, PushTarget};
 
@@ -31,7 +31,7 @@ fn heavy(n: u64) -> IngestEvent {
 
 fn heavy_push() -> Vec<PushEvent> {
     let payload = Bytes::from(vec![0; EMBEDDED_QUEUE_BYTES_MAX]);
-    vec![PushEvent::Sequenced { conversation: ConversationId::Room(RoomId(1)), seq: Seq(1), payload }]
+    vec![PushEvent::Sequenced { conversation: ConversationId::Room(RoomId(1)), epoch: Epoch(1), seq: Seq(1), payload }]
 }
 
 #[tokio::test]

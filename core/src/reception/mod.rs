@@ -1,8 +1,10 @@
-//! The reception: answers the commands that need a backend's look-up, Login and History.
+//! The reception: answers the commands that need a backend's look-up: Login, Sync and History.
 //!
 //! In come requests of the shards, out go answers to their mailboxes. A login registers the connection for pushes and its
 //! presence *before* it reads positions, so that no message falls between; the shard holds pushes back until the reply is
 //! out. At most [`LOOKUPS_MAX`] requests are under way, the rest wait in the bounded queue.
+
+mod sync;
 
 use std::sync::Arc;
 
@@ -14,12 +16,13 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::delivery::{Ask, Identity, Mailboxes, Request, ShardInput, Ticket};
+use crate::delivery::{Access, Ask, Identity, Mailboxes, Request, ShardInput, SyncFrom, Ticket, Watermarks};
 use crate::ids::{ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
 use crate::limits;
 use crate::meter;
 use crate::ports::{
     Archive, Backend, End, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
+    Watermark,
 };
 use crate::queue::{Closed, Queue};
 
@@ -39,6 +42,8 @@ pub struct Greeting {
     pub body_bytes_max: usize,
     /// Commands without a reply.
     pub in_flight_max: u16,
+    /// Lobbies there are.
+    pub lobbies: Vec<LobbyName>,
 }
 
 /// See the module.
@@ -102,14 +107,18 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
     async fn answer(&self, request: Request) {
         let ticket = request.ticket;
         let outcome = match request.ask {
-            Ask::Login { token, device, watch } => {
-                let outcome = self.login(ticket, &token, device, watch).await.map_err(Refusal::of_login);
+            Ask::Login { token, device, watch, positions } => {
+                let outcome = self.login(ticket, &token, device, watch, &positions).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
                 outcome
             }
-            Ask::History { conversation, page, size } => {
-                let reply = self.history(ticket, conversation, page, size).await;
+            Ask::Sync { user, positions } => {
+                let reply = self.sync(ticket, user, &positions).await;
+                reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
+            }
+            Ask::History { conversation, page, size, watermarks } => {
+                let reply = self.history(ticket, conversation, page, size, watermarks).await;
                 reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
             }
         };
@@ -127,6 +136,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         token: &str,
         device: String,
         watch: Vec<LobbyName>,
+        positions: &[SyncFrom],
     ) -> Result<Option<ShardInput>, Refusal> {
         let (hot, archive) = (self.backend.hot(), self.backend.archive());
         let rejected = |code| Refusal { code, close: Some(CloseCode::TokenRejected) };
@@ -148,11 +158,19 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         }
         let here = PresenceChange::Here { user: user.id, device: identity.device.clone(), session: identity.session };
         hot.change_presence(&[here]).await?;
-        let reply = self.login_reply(ticket, &user, identity.session).await?;
+        let reply = self.login_reply(ticket, &user, &identity, positions).await?;
         Ok(Some(ShardInput::Welcome { ticket, reply, identity }))
     }
 
-    async fn login_reply(&self, ticket: Ticket, user: &User, session: SessionId) -> Result<Bytes, Refusal> {
+    /// Where the user stands, what the client misses, and what arrived while away, each as far as the frame has room: half
+    /// of it for positions, the rest for what is missing, and what is left for recent messages.
+    async fn login_reply(
+        &self,
+        ticket: Ticket,
+        user: &User,
+        identity: &Identity,
+        positions: &[SyncFrom],
+    ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
         // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
         let summary = self.backend.hot().take_summary(user.id).await?;
@@ -171,20 +189,43 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         let mut reply = v1::LoginReply {
             user_id: user.id.0,
             user_name: user.name.clone(),
-            session_id: session.0,
+            session_id: identity.session.0,
             gateway_id: greeting.gateway.to_string(),
             server_time_ms: self.clock.now().0,
             heartbeat: Some(greeting.heartbeat),
             max_frame_bytes: u32::try_from(greeting.frame_bytes_max).unwrap_or(u32::MAX),
             max_body_bytes: u32::try_from(greeting.body_bytes_max).unwrap_or(u32::MAX),
             max_in_flight: greeting.in_flight_max.into(),
-            positions: standings.iter().map(position).collect(),
-            recent: Vec::new(),
+            watching: identity.watch.iter().map(|lobby| lobby.as_str().to_owned()).collect(),
+            ..Default::default()
         };
-        let room = greeting.frame_bytes_max.saturating_sub(HEAD_BYTES + reply.encoded_len());
-        reply.recent = newest_that_fit(&summary.inbox, room);
+        let frame_bytes = greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
+        let room = |reply: &v1::LoginReply| frame_bytes.saturating_sub(reply.encoded_len());
+        reply.positions = first_that_fit(standings.iter().map(position), room(&reply) / 2);
+        if !positions.is_empty() {
+            let positions: Vec<_> = positions.iter().map(|from| (*from, self.access(identity, from))).collect();
+            reply.synced = sync::synced(archive, user.id, &positions, room(&reply), frame_bytes).await?;
+        }
+        reply.recent = newest_that_fit(&summary.inbox, room(&reply));
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::LoginReply, ticket.correlation, &reply);
+        Ok(out.freeze())
+    }
+
+    fn access(&self, identity: &Identity, from: &SyncFrom) -> Access {
+        let is_granted = match from.conversation {
+            ConversationId::Private { low, high } => identity.user == low || identity.user == high,
+            ConversationId::Room(room) => identity.rooms.binary_search(&room).is_ok(),
+            ConversationId::Lobby(lobby) => self.greeting.lobbies.contains(&lobby),
+        };
+        if is_granted { Access::Granted } else { Access::Denied }
+    }
+
+    async fn sync(&self, ticket: Ticket, user: UserId, positions: &[(SyncFrom, Access)]) -> Result<Bytes, Refusal> {
+        let room = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
+        let synced = sync::synced(self.backend.archive(), user, positions, room, room).await?;
+        let mut out = BytesMut::new();
+        frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &v1::SyncReply { synced });
         Ok(out.freeze())
     }
 
@@ -204,31 +245,47 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         conversation: ConversationId,
         page: Page,
         size: u32,
+        watermarks: Watermarks,
     ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
+        let marks = async {
+            match watermarks {
+                Watermarks::Shown => archive.watermarks(std::slice::from_ref(&conversation)).await,
+                Watermarks::LeftOut => Ok(Vec::new()),
+            }
+        };
         // One more than asked tells whether there is more.
-        let (stored, ends) = futures_util::future::try_join(
+        let (stored, ends, marks) = futures_util::future::try_join3(
             archive.history(conversation, page, size + 1),
             archive.ends(std::slice::from_ref(&conversation)),
+            marks,
         )
         .await?;
         let End { epoch, last } = ends.first().copied().unwrap_or(End { epoch: archive.epoch(), last: Seq(0) });
         let mut messages: Vec<v1::Message> = stored.iter().map(|message| message.to_wire(epoch)).collect();
+        let mut reply = v1::HistoryReply {
+            conversation_id: conversation.to_string(),
+            epoch: epoch.0,
+            last_seq: last.0,
+            ..Default::default()
+        };
+        const REST: usize = HEAD_BYTES + 16;
+        let frame_bytes = self.greeting.frame_bytes_max.saturating_sub(REST);
+        // A room's thousand members fill half of a frame at most.
+        let mark = |mark: Watermark| v1::Watermark {
+            user_id: mark.user.0,
+            delivered_seq: mark.delivered.0,
+            read_seq: mark.read.0,
+        };
+        reply.watermarks = first_that_fit(marks.into_iter().flatten().map(mark), frame_bytes / 2);
         // The surplus message, and what would not fit a frame, fall off at the far end of the direction asked for.
-        const REST: usize = HEAD_BYTES + 128;
-        let keep = fitting(&messages, page, size as usize, self.greeting.frame_bytes_max.saturating_sub(REST));
-        let more = keep < messages.len();
+        let keep = fitting(&messages, page, size as usize, frame_bytes.saturating_sub(reply.encoded_len()));
+        reply.more = keep < messages.len();
         match page {
             Page::After(_) => messages.truncate(keep),
             Page::Newest | Page::Before(_) => drop(messages.drain(..messages.len() - keep)),
         }
-        let reply = v1::HistoryReply {
-            conversation_id: conversation.to_string(),
-            epoch: epoch.0,
-            last_seq: last.0,
-            messages,
-            more,
-        };
+        reply.messages = messages;
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::HistoryReply, ticket.correlation, &reply);
         Ok(out.freeze())
@@ -251,6 +308,16 @@ fn fitting(messages: &[v1::Message], page: Page, size: usize, bytes_max: usize) 
         Page::After(_) => messages.iter().take(size).take_while(fits).count(),
         Page::Newest | Page::Before(_) => messages.iter().rev().take(size).take_while(fits).count(),
     }
+}
+
+/// The first items that fit together.
+fn first_that_fit<M: prost::Message>(items: impl Iterator<Item = M>, room: usize) -> Vec<M> {
+    let mut bytes = 0;
+    let fits = |item: &M| {
+        bytes += framed_len(item.encoded_len());
+        bytes <= room
+    };
+    items.take_while(fits).collect()
 }
 
 /// The newest inbox entries that fit, oldest first. An entry that is no Message is left out: the inbox is a convenience.
