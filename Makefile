@@ -4,7 +4,7 @@ SERVICES := gateway/deploy/services
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat test services services-stop run-services clean-services loadtest bench lint fmt
+.PHONY: help run chat test services services-stop run-services clean-services loadtest chaos bench mutants lint fmt
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
@@ -39,8 +39,16 @@ loadtest: ## Load a gateway of its own and judge the outcome; ARGS="--help" tell
 	@cargo build --release --package tidegate --bin tidegate
 	@cargo run --release --package tidegate-loadtest -- run --start-gateway --gateway-bin $(TARGET)/release/tidegate $(ARGS)
 
+chaos: ## Break gateways and services under traffic for five minutes and judge the outcome; ARGS="--seed 7" varies it
+	@$(SERVICES) install
+	@cargo build --release --package tidegate --bin tidegate
+	@cargo run --release --package tidegate-loadtest -- chaos --duration 5m --gateways 3 --overlap --gateway-bin $(TARGET)/release/tidegate $(ARGS)
+
 bench: ## Run the micro-benchmarks; ARGS="-- codec" picks some
 	@cargo bench --package tidegate-benches $(ARGS)
+
+mutants: ## Break each guarantee on purpose and expect its test to notice; ARGS="NAME" picks some
+	@core/tests/mutate $(ARGS)
 
 lint: ## Check format, lints, the crates' borders and the scripts
 	@gateway/deploy/lint

@@ -12,7 +12,9 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::event::{IngestEvent, Membership};
-use crate::ids::{ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId};
+use crate::ids::{
+    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId,
+};
 use crate::queue::Weigh;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
@@ -119,6 +121,8 @@ pub enum Ask {
         watch: Vec<LobbyName>,
         /// Where the client stands.
         positions: Vec<SyncFrom>,
+        /// The session to go on with; zero if none.
+        resume: SessionId,
     },
     /// What is missing in these conversations?
     Sync {
@@ -126,6 +130,8 @@ pub enum Ask {
         user: UserId,
         /// Where the client stands, with what it may read.
         positions: Vec<(SyncFrom, Access)>,
+        /// Whether to name the conversations that the positions do not.
+        others: Others,
     },
     /// A page of a conversation the session may read.
     History {
@@ -139,6 +145,19 @@ pub enum Ask {
         watermarks: Watermarks,
     },
 }
+
+/// Whether an answer names the user's conversations that the question did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// It does, and the session's rooms are looked up anew: what told of a change may have been lost as well.
+    Named(RoomsLookUp),
+    /// It does not.
+    LeftOut,
+}
+
+/// A session's number for a look-up of its rooms, so that an answer that is older than what it knows is told from the latest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoomsLookUp(pub u16);
 
 /// Whether an answer says how far everybody has received and read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,6 +292,17 @@ pub enum ShardInput {
         /// Says whether the connection was still there.
         bound: oneshot::Sender<bool>,
     },
+    /// The rooms a session's user is a member of: it gets their pushes from here on.
+    Rooms {
+        /// The connection.
+        connection: ConnectionKey,
+        /// Which look-up this answers; the login's is the first.
+        look_up: RoomsLookUp,
+        /// Ascending.
+        rooms: Vec<RoomId>,
+        /// Told when it is so. Dropped if the connection is gone.
+        known: oneshot::Sender<()>,
+    },
     /// The login succeeded: the reply goes out first, then what was held back.
     Welcome {
         /// Who waits.
@@ -298,6 +328,15 @@ pub enum ShardInput {
         /// The frame.
         reply: Bytes,
     },
+    /// Another connection has taken the device over: this one is told and closed.
+    Replaced {
+        /// The user.
+        user: UserId,
+        /// The connection.
+        attachment: Attachment,
+    },
+    /// Every session here is to be told to the hot store as still present.
+    RenewPresence,
     /// The process is ending: tell every connection and close it.
     Drain,
 }
@@ -309,10 +348,10 @@ pub struct Identity {
     pub user: UserId,
     /// The session.
     pub session: SessionId,
+    /// This connection's hold on it.
+    pub attachment: Attachment,
     /// The device.
     pub device: String,
-    /// Rooms it is a member of, ascending.
-    pub rooms: Vec<RoomId>,
     /// Lobbies to watch from the start.
     pub watch: Vec<LobbyName>,
 }
@@ -323,10 +362,11 @@ impl Weigh for ShardInput {
         FLAT + match self {
             Self::Deliver { frame, .. } | Self::Membership { frame, .. } => frame.len(),
             Self::Settled(settled) => settled.len() * size_of::<Settled>(),
-            Self::Bind { identity, .. } => identity.rooms.len() * size_of::<RoomId>(),
+            Self::Bind { identity, .. } => identity.device.len(),
+            Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
-            Self::Refused { .. } | Self::Drain => 0,
+            Self::Refused { .. } | Self::Replaced { .. } | Self::RenewPresence | Self::Drain => 0,
         }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::{event::v1 as wire, v1};
 
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
+use crate::ids::{Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
 
 /// A session accepted a message for a conversation it is a member of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +155,13 @@ pub enum PushEvent {
         /// Which of the two.
         change: Membership,
     },
+    /// Another connection has taken a user's device over. Goes to the gateway of the one that had it.
+    Replaced {
+        /// The user.
+        user: UserId,
+        /// The connection to be closed.
+        attachment: Attachment,
+    },
     /// How many batches came before this one; see [`crate::streams`].
     Marked(StreamMark),
 }
@@ -177,7 +184,7 @@ impl PushEvent {
         const REST: usize = 96;
         match self {
             Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
-            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Marked(_) => REST,
+            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Replaced { .. } | Self::Marked(_) => REST,
         }
     }
 }
@@ -284,6 +291,9 @@ fn push_to_wire(event: &PushEvent) -> wire::PushEvent {
                 message_payload: payload.clone(),
             })
         }
+        PushEvent::Replaced { user, attachment } => {
+            wire::push_event::Event::Replaced(wire::Replaced { user_id: user.0, attachment: attachment.0 })
+        }
         PushEvent::Marked(mark) => wire::push_event::Event::Marked(wire::StreamMark {
             stream_id: mark.stream.0,
             before: mark.before,
@@ -314,6 +324,9 @@ fn push_from_wire(event: wire::PushEvent) -> Result<PushEvent, EventError> {
             seq: Seq(s.seq),
             payload: s.message_payload,
         },
+        wire::push_event::Event::Replaced(r) => {
+            PushEvent::Replaced { user: user(r.user_id)?, attachment: Attachment(r.attachment) }
+        }
         wire::push_event::Event::Marked(m) => {
             PushEvent::Marked(StreamMark { stream: StreamId(m.stream_id), before: m.before, after: m.after })
         }

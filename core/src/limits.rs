@@ -78,6 +78,9 @@ pub const INBOX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a session's presence lives unless renewed: what a killed gateway leaves behind misleads no longer than this.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(90);
 
+/// How long a session outlives its connection: a phone in a tunnel comes back with its watches.
+pub const SESSION_GRACE: Duration = Duration::from_secs(60);
+
 /// How long a gateway's sessions count after its last sign of life, while other gateways give theirs: three beats. Their
 /// users are away then, and messages for them go to their inboxes.
 pub const GATEWAY_TTL: Duration = Duration::from_secs(15);

@@ -20,7 +20,7 @@ pub const INGEST_BURIED: &str = "tidegate_ingest_buried_events_total";
 pub const INGEST_TURNS: &str = "tidegate_ingest_turns_total";
 /// Port calls an engine had to repeat, by `step`.
 pub const ENGINE_RETRIES: &str = "tidegate_engine_retries_total";
-/// Times that pushes may have been lost on their way to this gateway, by `reason`: `gap` or `consumer`.
+/// Times that pushes may have been lost on their way to this gateway, by `reason`: `gap`, `consumer` or `silence`.
 pub const PUSH_MISSED: &str = "tidegate_push_missed_total";
 /// Users whose presence the hot store had lost, so that pushes may have passed them by.
 pub const PRESENCE_LOST: &str = "tidegate_presence_lost_users_total";

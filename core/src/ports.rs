@@ -10,7 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::event::{IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
+use crate::ids::{
+    Attachment, ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId,
+    UserId,
+};
 
 /// Why a port did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -229,33 +232,57 @@ pub struct Presence {
     pub uncertain: bool,
 }
 
+/// What a connected session says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The user.
+    pub user: UserId,
+    /// The device within the user; held by one connection at a time.
+    pub device: String,
+    /// The session.
+    pub session: SessionId,
+    /// The connection that has it.
+    pub attachment: Attachment,
+    /// Lobbies it watches, to be kept for whoever resumes it.
+    pub watching: Vec<LobbyName>,
+}
+
 /// A session came, stays or goes. Applied in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
-    /// The device is here. Replaces whatever session the device had.
-    Here {
-        /// The user.
-        user: UserId,
-        /// The device within the user.
-        device: String,
-        /// The session that holds it.
-        session: SessionId,
-    },
-    /// The session ended. Does nothing if the device has another session by now.
+    /// The device is here. Takes it from whatever connection had it.
+    Here(Hold),
+    /// The session is still connected to this gateway: its record must not expire. If the store lost it, this makes it
+    /// present again.
+    Renewed(Hold),
+    /// The connection ended. The user is away if it has no other, and the session waits [`crate::limits::SESSION_GRACE`]
+    /// to be resumed. Does nothing if the device has another connection by now.
     Gone {
         /// The user.
         user: UserId,
         /// The device within the user.
         device: String,
-        /// The session that held it.
-        session: SessionId,
+        /// The connection that held it.
+        attachment: Attachment,
     },
-    /// The user is still connected to this gateway: its record must not expire. If the store lost it, this makes the user
-    /// present again.
-    Renewed {
-        /// The user.
-        user: UserId,
+}
+
+/// What a [`PresenceChange`] met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PresenceOutcome {
+    /// What was to be expected.
+    Done,
+    /// [`PresenceChange::Here`]: this connection had the device until now.
+    TakenFrom {
+        /// The gateway it is connected to.
+        gateway: GatewayId,
+        /// The connection.
+        attachment: Attachment,
     },
+    /// [`PresenceChange::Renewed`]: the store did not know the session any more. Pushes may have passed it by.
+    Lost,
+    /// [`PresenceChange::Renewed`]: another connection has the device. Nothing was changed.
+    HeldByAnother,
 }
 
 /// What the store says to a gateway's sign of life.
@@ -334,11 +361,25 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`].
     fn presence(&self, users: &[UserId]) -> impl Future<Output = PortResult<Vec<Presence>>> + Send;
 
-    /// Applies presence changes of sessions on this gateway.
+    /// Applies presence changes of sessions on this gateway; what each met, in their order.
     ///
     /// # Errors
-    /// [`PortError`]; repeating is harmless.
-    fn change_presence(&self, changes: &[PresenceChange]) -> impl Future<Output = PortResult<()>> + Send;
+    /// [`PortError`]; repeating is harmless, but does not say again whom a device was taken from.
+    fn change_presence(
+        &self,
+        changes: &[PresenceChange],
+    ) -> impl Future<Output = PortResult<Vec<PresenceOutcome>>> + Send;
+
+    /// What the session watched, if it is the device's and its time is not over. Changes nothing.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn resume(
+        &self,
+        user: UserId,
+        device: &str,
+        session: SessionId,
+    ) -> impl Future<Output = PortResult<Option<Vec<LobbyName>>>> + Send;
 
     /// This gateway lives. One that says so no more, while others do, no longer holds anybody after
     /// [`crate::limits::GATEWAY_TTL`]; what a former process of the same name held, it no longer holds from the first beat
@@ -370,8 +411,9 @@ pub trait HotStore: Send + Sync + 'static {
     fn peek_inbox(&self, user: UserId, max: usize) -> impl Future<Output = PortResult<Vec<Bytes>>> + Send;
 
     /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
-    /// meantime above `counted_to` is added. Stays without effect where exactness cannot be proven, because the store lost
-    /// its memory meanwhile or too much was filed: the counts then remain unknown.
+    /// meantime above `counted_to` is added. Stays without effect where the counts are known by now, since those of another
+    /// login came first; and where exactness cannot be proven, because the store lost its memory meanwhile or too much was
+    /// filed: the counts then remain unknown.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.

@@ -1,16 +1,20 @@
 //! The presence keeper: tells the hot store which sessions ended, and that the others are still here.
 //!
-//! Sessions that begin are written by the reception, because a login waits for it. In come ended sessions of all shards;
-//! out goes one call per batch. A gateway that dies says nothing: its beats stop, and so its users' records no longer count.
-//! A hot store that forgot everything says so to the next beat, and is told at once who is here.
+//! Sessions that begin are written by the reception, because a login waits for it. In come ended and renewed sessions of all
+//! shards; out goes one call per batch, and to the shards what it met: sessions the store had lost, whose clients must sync,
+//! and sessions whose device another connection has, which end. A gateway that dies says nothing: its beats stop, and so its
+//! users' records no longer count. A hot store that forgot everything says so to the next beat, and is told at once who is
+//! here.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::delivery::{Mailboxes, ShardId, ShardInput};
+use crate::ids::UserId;
 use crate::limits::{GATEWAY_TTL, PRESENCE_TTL};
-use crate::ports::{Backend, Beat, HotStore, PortError, PortResult, PresenceChange};
-use crate::push::routes::Routes;
+use crate::meter;
+use crate::ports::{Backend, Beat, HotStore, PortError, PresenceChange, PresenceOutcome};
 use crate::queue::{Closed, Queue, Weigh};
 use crate::retry::until_done;
 
@@ -35,39 +39,94 @@ const BATCH_MAX: usize = 512;
 impl Weigh for PresenceChange {
     fn weight_bytes(&self) -> usize {
         match self {
-            Self::Here { device, .. } | Self::Gone { device, .. } => 64 + device.len(),
-            Self::Renewed { .. } => 64,
+            Self::Here(hold) | Self::Renewed(hold) => 128 + hold.device.len() + size_of_val(hold.watching.as_slice()),
+            Self::Gone { device, .. } => 64 + device.len(),
         }
     }
 }
 
-/// Writes ended sessions until the queue is closed and empty.
-pub async fn run_departures<B: Backend, C: Clock>(queue: &Queue<PresenceChange>, backend: Arc<B>, clock: C) {
+/// Writes ended and renewed sessions until the queue is closed and empty.
+pub async fn run_changes<B: Backend, M: Mailboxes, C: Clock>(
+    queue: &Queue<PresenceChange>,
+    backend: Arc<B>,
+    mailboxes: M,
+    clock: C,
+) {
     let mut changes = Vec::new();
     while queue.take(BATCH_MAX, &mut changes).await != Err(Closed) {
-        let done = until_done(&clock, "change_presence", || backend.hot().change_presence(&changes)).await;
-        if done == Err(PortError::Closed) {
-            return;
+        let mut attempts = 0;
+        let change = || {
+            attempts += 1;
+            backend.hot().change_presence(&changes)
+        };
+        match until_done(&clock, "change_presence", change).await {
+            Err(PortError::Closed) => return,
+            Err(_) => {}
+            Ok(mut outcomes) => {
+                if attempts > 1 {
+                    doubt(&changes, &mut outcomes);
+                }
+                tell(&mailboxes, &changes, &outcomes).await;
+            }
         }
         changes.clear();
     }
 }
 
-/// Beats, and renews everybody's record when it is due or was lost, for ever.
-pub async fn run_beats<B: Backend, C: Clock>(routes: Arc<Routes>, backend: Arc<B>, clock: C) {
+/// An attempt whose answer was lost may have been the one that found the session gone and made it present again: what the
+/// next one says then proves nothing.
+fn doubt(changes: &[PresenceChange], outcomes: &mut [PresenceOutcome]) {
+    for (change, outcome) in changes.iter().zip(outcomes) {
+        if let (PresenceChange::Renewed(_), PresenceOutcome::Done) = (change, &outcome) {
+            *outcome = PresenceOutcome::Lost;
+        }
+    }
+}
+
+/// Tells the shards which of their sessions were lost or taken over.
+async fn tell<M: Mailboxes>(mailboxes: &M, changes: &[PresenceChange], outcomes: &[PresenceOutcome]) {
+    let mut lost: Vec<UserId> = Vec::new();
+    let mut inputs = Vec::new();
+    for (change, outcome) in changes.iter().zip(outcomes) {
+        match (change, outcome) {
+            (PresenceChange::Renewed(hold), PresenceOutcome::Lost) => lost.push(hold.user),
+            (PresenceChange::Renewed(hold), PresenceOutcome::HeldByAnother) => {
+                inputs.push((hold.user, hold.attachment));
+            }
+            _ => {}
+        }
+    }
+    if !lost.is_empty() {
+        metrics::counter!(meter::PRESENCE_LOST).increment(lost.len() as u64);
+        tracing::warn!(users = lost.len(), "the hot store had lost where users are; their clients are told to sync");
+    }
+    if lost.is_empty() && inputs.is_empty() {
+        return;
+    }
+    // Which shard holds them is not known here, and this is rare.
+    for shard in (0..mailboxes.shards()).map(ShardId) {
+        let mut posted: Vec<_> = inputs
+            .iter()
+            .map(|(user, attachment)| ShardInput::Replaced { user: *user, attachment: *attachment })
+            .collect();
+        if !lost.is_empty() {
+            posted.push(ShardInput::PushesMissed { of: Some(lost.clone()) });
+        }
+        mailboxes.post(shard, posted).await;
+    }
+}
+
+/// Beats, and has everybody's session renewed when that is due or the store has forgotten, for ever.
+pub async fn run_beats<B: Backend, M: Mailboxes, C: Clock>(mailboxes: M, backend: Arc<B>, clock: C) {
     let mut beats = 0;
     loop {
         let delay = match backend.hot().beat().await {
             Ok(beat) => {
                 beats += 1;
                 if beat == Beat::Unknown || beats >= BEATS_PER_RENEWAL {
-                    match renew(&routes, &*backend).await {
-                        Ok(()) => beats = 0,
-                        // Due again with the next beat.
-                        Err(error) => {
-                            tracing::warn!(%error, "could not renew presence");
-                            beats = BEATS_PER_RENEWAL;
-                        }
+                    beats = 0;
+                    for shard in (0..mailboxes.shards()).map(ShardId) {
+                        mailboxes.post(shard, vec![ShardInput::RenewPresence]).await;
                     }
                 }
                 BEAT_INTERVAL
@@ -79,12 +138,4 @@ pub async fn run_beats<B: Backend, C: Clock>(routes: Arc<Routes>, backend: Arc<B
         };
         clock.sleep(delay).await;
     }
-}
-
-async fn renew<B: Backend>(routes: &Routes, backend: &B) -> PortResult<()> {
-    let changes: Vec<_> = routes.users().into_iter().map(|user| PresenceChange::Renewed { user }).collect();
-    for batch in changes.chunks(BATCH_MAX) {
-        backend.hot().change_presence(batch).await?;
-    }
-    Ok(())
 }

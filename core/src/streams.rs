@@ -3,7 +3,8 @@
 //! MQ2 does not keep what it carries: a broker's restart or a full queue loses pushes in silence. So every engine numbers the
 //! batches it sends to each target, a *stream*; a [`StreamMark`] in front of a batch says how many there were before it. A
 //! beacon, every [`BEACON_INTERVAL`], is a mark without a batch. Whoever receives a mark that is ahead of what it has counted
-//! has missed something. The cost depends on the number of engines and gateways, not of connections or messages.
+//! has missed something. The beacons of an engine that is gone stop, and whoever followed it may have missed its last batch.
+//! The cost depends on the number of engines and gateways, not of connections or messages.
 //!
 //! Always: a number is given once and repeated with its batch; a beacon names only what MQ2 has confirmed, so it cannot
 //! overtake the batch it vouches for.
@@ -22,8 +23,8 @@ use crate::ports::{Backend, PushQueue as _, PushTarget};
 /// Pause between two beacons: a lost last push is noticed within about this time.
 pub const BEACON_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A stream that is silent for so long has ended with its engine.
-const STREAM_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A stream that is silent for so long has ended with its engine: three beacons may be lost or late.
+const STREAM_SILENCE_MAX: Duration = Duration::from_secs(4 * BEACON_INTERVAL.as_secs());
 
 /// Streams a gateway follows at most: of a thousand engines, with room for those that are gone.
 const STREAMS_MAX: usize = 4096;
@@ -155,8 +156,9 @@ pub enum Heard {
 impl InStreams {
     /// Takes a mark in.
     pub fn hear(&mut self, now: Millis, mark: StreamMark) -> Heard {
+        let mut heard = Heard::InOrder;
         if self.streams.len() >= STREAMS_MAX && !self.streams.contains_key(&mark.stream) {
-            self.forget_silent(now);
+            heard = self.end_silent(now);
             if self.streams.len() >= STREAMS_MAX {
                 self.streams.clear();
                 return Heard::Missed;
@@ -165,14 +167,20 @@ impl InStreams {
         // A stream that is new here counts from zero: one that had begun before may have lost something since we listen.
         let stream = self.streams.entry(mark.stream).or_insert(InStream { counted: 0, heard_at: now });
         stream.heard_at = now;
-        let heard = if mark.before > stream.counted { Heard::Missed } else { Heard::InOrder };
+        if mark.before > stream.counted {
+            heard = Heard::Missed;
+        }
         stream.counted = stream.counted.max(mark.after);
         heard
     }
 
-    fn forget_silent(&mut self, now: Millis) {
-        let silence_max = u64::try_from(STREAM_SILENCE_MAX.as_millis()).expect("a minute");
+    /// Forgets streams that have fallen silent. Their engines are gone, and nobody vouches any more for the last batches of
+    /// each: they may have been lost.
+    pub fn end_silent(&mut self, now: Millis) -> Heard {
+        let silence_max = u64::try_from(STREAM_SILENCE_MAX.as_millis()).expect("seconds");
+        let before = self.streams.len();
         self.streams.retain(|_, stream| now.0.saturating_sub(stream.heard_at.0) < silence_max);
+        if self.streams.len() < before { Heard::Missed } else { Heard::InOrder }
     }
 }
 
@@ -258,11 +266,29 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_stream_is_noticed_once() {
+        let mut heard = InStreams::default();
+        let silence_ms = u64::try_from(STREAM_SILENCE_MAX.as_millis()).expect("seconds");
+        let mark = |stream| StreamMark { stream: StreamId(stream), before: 0, after: 1 };
+        assert_eq!(heard.hear(Millis(0), mark(1)), Heard::InOrder);
+        assert_eq!(heard.hear(Millis(5), mark(2)), Heard::InOrder);
+        assert_eq!(heard.end_silent(Millis(silence_ms - 1)), Heard::InOrder);
+        assert_eq!(
+            heard.end_silent(Millis(silence_ms)),
+            Heard::Missed,
+            "its last batch may be lost, and nobody vouches"
+        );
+        assert_eq!(heard.end_silent(Millis(silence_ms)), Heard::InOrder, "told once");
+        assert_eq!(heard.end_silent(Millis(silence_ms + 5)), Heard::Missed, "the other one");
+    }
+
+    #[test]
     fn streams_that_ended_are_forgotten() {
         let mut heard = InStreams::default();
         for n in 0..2 * STREAMS_MAX as u64 {
             let mark = StreamMark { stream: StreamId(n), before: 0, after: 1 };
-            assert_eq!(heard.hear(Millis(n * 1000), mark), Heard::InOrder);
+            let told = heard.hear(Millis(n * 1000), mark);
+            assert!(told == Heard::InOrder || n >= STREAMS_MAX as u64, "only when those that ended make room");
             assert!(heard.streams.len() <= STREAMS_MAX);
         }
     }

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, Settled, ShardId, Ticket};
+use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, RoomsLookUp, Settled, ShardId, Ticket};
 use tidegate_core::event::{IngestEvent, Membership};
-use tidegate_core::ids::{ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
+use tidegate_core::ids::{Attachment, ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
 use tidegate_core::session::{Actions, Interest, Session, SessionContext};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, Head, Kind, Opening, frame};
@@ -196,7 +196,8 @@ impl World {
             .encode_to_vec(),
             Ok(Kind::Sync) => {
                 let from = v1::SyncFrom { conversation_id, epoch: number as u32, seq: number };
-                v1::Sync { positions: vec![from; self.random.below(510) as usize] }.encode_to_vec()
+                let positions = vec![from; self.random.below(510) as usize];
+                v1::Sync { positions, others: number.is_multiple_of(2) }.encode_to_vec()
             }
             Ok(Kind::Watch) => {
                 let names = ["lobby_main", "lobby_eu", "lobby_x"];
@@ -235,12 +236,13 @@ impl World {
                 let identity = Identity {
                     user: USER,
                     session: SessionId(1),
+                    attachment: Attachment(1),
                     device: "d".into(),
-                    rooms: rooms.clone(),
                     watch: self.context.lobbies[..self.random.below(3) as usize].to_vec(),
                 };
                 let mut interests = Vec::new();
                 if self.session.handle_bind(&identity, &mut interests) {
+                    self.session.handle_rooms(RoomsLookUp(0), &rooms, &mut interests);
                     self.rooms = rooms.into_iter().collect();
                 }
                 self.apply(&interests);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::{Mailboxes, Request, ShardId, ShardInput};
-use tidegate_core::ids::{Partition, SessionId};
+use tidegate_core::ids::Partition;
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
 use tidegate_core::limits::{DEPARTURES_MAX, QUEUE_BYTES_MAX, REQUESTS_MAX};
@@ -106,14 +106,15 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         backend: Arc::clone(&backend),
         mailboxes: mailboxes.clone(),
         clock,
-        new_session: random_session,
+        random,
         greeting: greeting(config),
     };
     let queue = Arc::clone(&requests);
     finishing.spawn(async move { reception.run(&queue).await });
     let (queue, departures_backend) = (Arc::clone(&departures), Arc::clone(&backend));
-    finishing.spawn(async move { presence::run_departures(&queue, departures_backend, clock).await });
-    endless.spawn(presence::run_beats(Arc::clone(&routes), Arc::clone(&backend), clock));
+    let told = mailboxes.clone();
+    finishing.spawn(async move { presence::run_changes(&queue, departures_backend, told, clock).await });
+    endless.spawn(presence::run_beats(mailboxes.clone(), Arc::clone(&backend), clock));
 
     let links = ShardLinks {
         mailboxes: mailboxes.clone(),
@@ -214,11 +215,7 @@ fn greeting(config: &Config) -> Greeting {
     }
 }
 
-/// Session ids decide whose presence is whose over all gateways: 64 random bits, never zero.
-fn random_session() -> SessionId {
-    SessionId(random().max(1))
-}
-
+/// Names sessions, attachments and streams over all gateways.
 fn random() -> u64 {
     getrandom::u64().expect("the system's random source is there once the process runs")
 }

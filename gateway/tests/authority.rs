@@ -155,7 +155,8 @@ async fn a_mysql_that_went_back_begins_a_new_epoch_and_clients_resync() {
     assert_eq!(message.seq, 4, "no gap where 4 and 5 were");
     assert!(message.epoch > epoch, "and nobody takes it for the other 4");
     epoch = message.epoch;
-    let history = v1::History { conversation_id: room.clone(), after_seq: Some(0), page_size: 10, before_seq: 0 };
+    let history =
+        v1::History { conversation_id: room.clone(), after_seq: Some(0), page_size: 10, ..Default::default() };
     let page: v1::HistoryReply = client.ask(Kind::History, &history).await.unwrap();
     let seqs: Vec<_> = page.messages.iter().map(|message| (message.epoch, message.seq)).collect();
     assert_eq!((page.epoch, seqs), (epoch, (1..=4).map(|n| (epoch, n)).collect()), "all of it is of the new epoch");

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// No step of a test takes longer, on a machine that does ten other things as well.
@@ -123,6 +125,58 @@ fn wait_for(lines: &Receiver<String>, wanted: impl Fn(&str) -> bool) -> String {
     }
 }
 
+/// A line to the gateway that can be cut.
+struct Line {
+    address: String,
+    state: Arc<Mutex<LineState>>,
+}
+
+#[derive(Default)]
+struct LineState {
+    is_cut: bool,
+    sockets: Vec<TcpStream>,
+}
+
+impl Line {
+    fn start(to: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = Arc::new(Mutex::new(LineState::default()));
+        let (to, shared) = (to.to_owned(), Arc::clone(&state));
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let mut state = shared.lock().unwrap();
+                if state.is_cut {
+                    continue;
+                }
+                let server = TcpStream::connect(&to).unwrap();
+                for (from, into) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        // A cut ends it with an error, and so does either side.
+                        let _ = std::io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(Shutdown::Both);
+                    });
+                }
+                state.sockets.extend([client, server]);
+            }
+        });
+        Self { address, state }
+    }
+
+    fn cut(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.is_cut = true;
+        for socket in state.sockets.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn mend(&self) {
+        self.state.lock().unwrap().is_cut = false;
+    }
+}
+
 /// A client with an open input.
 struct Talker {
     process: Child,
@@ -212,6 +266,40 @@ fn a_server_that_comes_back_finds_its_clients_and_what_they_said_meanwhile() {
     assert_eq!(anna.end(), 0);
     let (out, _) = server.run("ben", "");
     assert_eq!(out, ["anna: before", "anna: meanwhile", "anna: and more"]);
+}
+
+#[test]
+fn what_is_said_during_an_outage_of_the_line_is_shown_once_and_in_order() {
+    let server = Server::start("line");
+    let line = Line::start(&server.tcp);
+    let mut command = server.chat("anna");
+    command.args(["--tcp", &line.address]);
+    let anna = Talker::start(command);
+    let mut ben = Talker::start(server.chat("ben"));
+    ben.say("before");
+    wait_for(&anna.out, |line| line == "ben: before");
+    line.cut();
+    wait_for(&anna.err, |line| line.starts_with("* no connection ("));
+    for n in 0..30 {
+        ben.say(&format!("lobby {n}"));
+        ben.say(&format!("/msg anna private {n}"));
+    }
+    wait_for(&ben.out, |line| line == "[to anna] ben: private 29");
+    line.mend();
+    wait_for(&anna.err, |line| line.starts_with("* connected again"));
+    let (mut lobby, mut private) = (0, 0);
+    while lobby + private < 60 {
+        let line = wait_for(&anna.out, |_| true);
+        if line == format!("ben: lobby {lobby}") {
+            lobby += 1;
+        } else {
+            assert_eq!(line, format!("[private] ben: private {private}"), "after {lobby} in the lobby");
+            private += 1;
+        }
+    }
+    ben.say("after");
+    assert_eq!(wait_for(&anna.out, |_| true), "ben: after", "and nothing else");
+    assert_eq!((anna.end(), ben.end()), (0, 0));
 }
 
 #[test]

@@ -19,6 +19,8 @@ on_every_backend!(
     sync_answers_many_conversations_each_whole_or_not_at_all,
     a_live_client_learns_that_the_last_push_was_lost,
     who_reads_up_to_where_is_seen_in_history,
+    a_session_goes_on_with_its_watches,
+    a_device_has_one_connection,
 );
 
 fn from(conversation: &str, epoch: u32, seq: u64) -> v1::SyncFrom {
@@ -44,8 +46,10 @@ async fn a_login_with_positions_brings_what_is_missing<B: Backend>(world: &World
     let mut writer = world.connect(&anna, "pc").await;
     write(&mut writer, &private, 1, 3).await;
     write(&mut writer, &room, 1, 2).await;
-    let epoch =
-        writer.ask::<v1::SyncReply>(Kind::Sync, &v1::Sync { positions: vec![from(&room, 0, 0)] }).await.unwrap();
+    let epoch = writer
+        .ask::<v1::SyncReply>(Kind::Sync, &v1::Sync { positions: vec![from(&room, 0, 0)], others: false })
+        .await
+        .unwrap();
     let epoch = epoch.synced[0].epoch;
 
     let positions = vec![from(&private, epoch, 1), from(&room, epoch, 2), from("r_999999", epoch, 5)];
@@ -72,20 +76,21 @@ async fn sync_answers_many_conversations_each_whole_or_not_at_all<B: Backend>(wo
         write(&mut client, room, 1, n % 4).await;
     }
     let positions: Vec<_> = rooms.iter().map(|room| from(room, 0, 0)).collect();
-    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions }).await.unwrap();
+    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions, others: false }).await.unwrap();
     for (n, (synced, room)) in (0..).zip(reply.synced.iter().zip(&rooms)) {
         assert_eq!((&synced.conversation_id, synced.outcome()), (room, SyncOutcome::Whole));
         assert_eq!(seqs(synced), (1..=n % 4).collect::<Vec<u64>>());
     }
     let epoch = reply.synced[0].epoch;
     let reload = [from(&rooms[3], epoch + 1, 3), from(&rooms[3], epoch, 4)];
-    let reply: v1::SyncReply = client.ask(Kind::Sync, &v1::Sync { positions: reload.to_vec() }).await.unwrap();
+    let reply: v1::SyncReply =
+        client.ask(Kind::Sync, &v1::Sync { positions: reload.to_vec(), others: false }).await.unwrap();
     for synced in &reply.synced {
         assert_eq!((synced.outcome(), synced.messages.len(), synced.last_seq), (SyncOutcome::Reload, 0, 3));
     }
     let none = client.ask::<v1::SyncReply>(Kind::Sync, &v1::Sync::default()).await;
     assert_eq!(none.unwrap_err(), Code::BadPayload);
-    let wrong = v1::Sync { positions: vec![from("nonsense", 0, 0)] };
+    let wrong = v1::Sync { positions: vec![from("nonsense", 0, 0)], others: false };
     assert_eq!(client.ask::<v1::SyncReply>(Kind::Sync, &wrong).await.unwrap_err(), Code::BadConversation);
 }
 
@@ -124,6 +129,46 @@ async fn who_reads_up_to_where_is_seen_in_history<B: Backend>(world: &World<B>) 
     assert_eq!(marks, [(ben.id.0, 3, 2)]);
     let page: v1::HistoryReply = writer.ask(Kind::History, &history(false)).await.unwrap();
     assert!(page.watermarks.is_empty());
+}
+
+async fn a_session_goes_on_with_its_watches<B: Backend>(world: &World<B>) {
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut client = Client::open(world.address).await;
+    let first = client.login(&anna, "phone", &[]).await;
+    assert!(!first.resumed && first.watching.is_empty());
+    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![] };
+    let _: v1::WatchReply = client.ask(Kind::Watch, &watch).await.unwrap();
+    // The record follows the reply, as it does behind a connection that breaks at once.
+    let session = tidegate_core::ids::SessionId(first.session_id);
+    eventually("the hot store knows what is watched", async || {
+        let kept = world.backend.hot().resume(anna.id, "phone", session).await.unwrap();
+        kept.is_some_and(|watching| watching.len() == 1).then_some(())
+    })
+    .await;
+    drop(client);
+    let resume = |session_id| v1::Login { resume_session_id: session_id, ..Default::default() };
+
+    let mut stranger = Client::open(world.address).await;
+    let reply = stranger.login_with(&ben, "phone", resume(first.session_id)).await;
+    assert!(!reply.resumed && reply.watching.is_empty(), "another user's session is none");
+
+    let mut client = Client::open(world.address).await;
+    let again = client.login_with(&anna, "phone", resume(first.session_id)).await;
+    assert!(again.resumed);
+    assert_eq!((again.session_id, again.watching), (first.session_id, vec!["lobby_main".to_owned()]));
+    stranger.send("lobby_main", "k", "still there?").await.unwrap();
+    assert_eq!(&client.message().await.body[..], b"still there?");
+}
+
+async fn a_device_has_one_connection<B: Backend>(world: &World<B>) {
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut first = world.connect(&anna, "phone").await;
+    let mut other_device = world.connect(&anna, "pc").await;
+    let mut second = world.connect(&anna, "phone").await;
+    assert_eq!(first.close().await, CloseCode::Replaced);
+    let mut sender = world.connect(&ben, "pc").await;
+    sender.send(&anna.with(&ben), "k", "which of you?").await.unwrap();
+    assert_eq!((second.message().await.seq, other_device.message().await.seq), (1, 1));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +219,7 @@ async fn a_slow_lobby_reader_goes_without_is_told_from_where_and_gets_the_rest_b
     assert_eq!((behind.conversation_id.as_str(), behind.after_seq, behind.last_seq), ("lobby_main", last, TOO_MANY));
     assert!(last < TOO_MANY);
     // A frame of 16 KiB bodies holds three; the gap is longer, so the client is sent to History.
-    let sync = v1::Sync { positions: vec![from("lobby_main", behind.epoch, last)] };
+    let sync = v1::Sync { positions: vec![from("lobby_main", behind.epoch, last)], others: false };
     let reply: v1::SyncReply = slow.ask(Kind::Sync, &sync).await.unwrap();
     assert_eq!((reply.synced[0].outcome(), reply.synced[0].last_seq), (SyncOutcome::Reload, TOO_MANY));
     while last < TOO_MANY {

@@ -7,9 +7,9 @@
 //! Commands in flight never exceed what the server allows. Correlations are places in a table: unique while in flight.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+use std::{fmt, io};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
@@ -73,6 +73,8 @@ pub struct Connection {
     pub is_touched: bool,
     /// When bytes were written last.
     pub written_ns: u64,
+    /// Whether it reads.
+    pub reading: Reading,
     /// False once it is closed.
     pub is_open: bool,
     out: Vec<u8>,
@@ -82,20 +84,70 @@ pub struct Connection {
     free: Vec<u16>,
 }
 
+/// What a connection reads after its login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// All that comes.
+    All,
+    /// Nothing, with a receive buffer as small as the kernel allows: a receiver that hangs.
+    Nothing,
+}
+
 /// A socket that is logged in, before it has a place in a lane.
 pub struct LoggedIn {
-    stream: TcpStream,
-    reply: LoginReply,
-    received: Bytes,
+    /// The socket.
+    pub stream: TcpStream,
+    /// What the server said.
+    pub reply: LoginReply,
+    /// Bytes that came behind the reply.
+    pub received: Bytes,
 }
+
+/// A login that the server answered with an error or a Close.
+#[derive(Debug)]
+pub struct Refused {
+    /// [`Code`](tidegate_proto::Code) or [`CloseCode`](tidegate_proto::CloseCode); their numbers differ.
+    pub code: i32,
+    text: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 impl LoggedIn {
     /// Dials, opens, logs in.
     ///
     /// # Errors
     /// What the server answered, or why it could not be reached. The token is in no error.
-    pub async fn connect(address: SocketAddr, index: u32, account: &Account, device_id: &str) -> anyhow::Result<Self> {
-        let dialled = tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, device_id));
+    pub async fn connect(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        device_id: &str,
+        reading: Reading,
+    ) -> anyhow::Result<Self> {
+        let login = Login { device_id: device_id.to_owned(), ..Login::default() };
+        Self::connect_as(address, index, account, login, reading).await
+    }
+
+    /// The same with a Login that says more than the device: a session to resume, positions.
+    ///
+    /// # Errors
+    /// What the server answered, or why it could not be reached. The token is in no error.
+    pub async fn connect_as(
+        address: SocketAddr,
+        index: u32,
+        account: &Account,
+        login: Login,
+        reading: Reading,
+    ) -> anyhow::Result<Self> {
+        let dialled =
+            tokio::time::timeout(LOGIN_DEADLINE, Self::dial_and_login(address, index, account, login, reading));
         let result = dialled.await.unwrap_or_else(|_| bail!("no login reply within {LOGIN_DEADLINE:?}"));
         result.with_context(|| format!("connection {index} to {address}"))
     }
@@ -104,16 +156,16 @@ impl LoggedIn {
         address: SocketAddr,
         index: u32,
         account: &Account,
-        device_id: &str,
+        login: Login,
+        reading: Reading,
     ) -> anyhow::Result<Self> {
-        let mut stream = dial(address, index).await?;
+        let mut stream = dial(address, index, reading).await?;
         let mut out = BytesMut::from(&Opening::CURRENT.encode()[..]);
         let login = Login {
             token: account.token.clone(),
-            device_id: device_id.to_owned(),
             device_class: "desktop".to_owned(),
             client: concat!("tidegate-loadtest ", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..Default::default()
+            ..login
         };
         frame::put_message(&mut out, Kind::Login, 0, &login);
         stream.write_all(&out).await?;
@@ -137,7 +189,14 @@ impl LoggedIn {
     }
 
     /// Gives the connection its place.
-    pub fn into_connection(self, conversation: u32, member: u32, template: SendTemplate, now_ns: u64) -> Connection {
+    pub fn into_connection(
+        self,
+        conversation: u32,
+        member: u32,
+        template: SendTemplate,
+        reading: Reading,
+        now_ns: u64,
+    ) -> Connection {
         let heartbeat =
             self.reply.heartbeat.unwrap_or(Heartbeat { min_interval_s: 5, max_interval_s: 180, probe_count: 3 });
         Connection {
@@ -152,6 +211,7 @@ impl LoggedIn {
             held_back: VecDeque::new(),
             is_touched: false,
             written_ns: now_ns,
+            reading,
             is_open: true,
             out: Vec::new(),
             out_written: 0,
@@ -168,21 +228,29 @@ fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
         Ok(Kind::LoginReply) => Ok(Some(prost::Message::decode(frame.payload.clone())?)),
         Ok(Kind::Error) => {
             let error: Error = prost::Message::decode(frame.payload.clone())?;
-            bail!("login refused: {} {}", error.code().as_str_name(), error.text)
+            let text = format!("login refused: {} {}", error.code().as_str_name(), error.text);
+            bail!(Refused { code: error.code, text })
         }
         Ok(Kind::Close) => {
             let close: Close = prost::Message::decode(frame.payload.clone())?;
-            bail!("closed during login: {} {}", close.code, close.text)
+            let text = format!("closed during login: {} {}", close.code, close.text);
+            bail!(Refused { code: close.code, text })
         }
         _ => Ok(None),
     }
 }
 
-async fn dial(address: SocketAddr, index: u32) -> anyhow::Result<TcpStream> {
+/// The kernel rounds it up to the smallest it has.
+const STUCK_RECEIVE_BUFFER_BYTES: u32 = 4096;
+
+async fn dial(address: SocketAddr, index: u32, reading: Reading) -> anyhow::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    if reading == Reading::Nothing {
+        socket.set_recv_buffer_size(STUCK_RECEIVE_BUFFER_BYTES)?;
+    }
     if let IpAddr::V4(ip) = address.ip()
         && ip.is_loopback()
     {

@@ -41,6 +41,18 @@ pub enum Fault {
     Closed,
     /// A command got no answer within the deadline.
     Unanswered,
+    /// A valid command, login or connection was refused for good.
+    Refused,
+    /// A receiver was shown what the archive does not have.
+    NotArchived,
+    /// A position, read watermark or unread count is not what the messages say.
+    WrongPosition,
+    /// A message reached a live connection only when it asked, though nothing was broken.
+    NotPushed,
+    /// A gateway ended by itself.
+    Crashed,
+    /// Something did not work again though everything had been mended.
+    NotRecovered,
 }
 
 /// How often each fault was found.

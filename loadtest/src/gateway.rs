@@ -3,7 +3,7 @@
 //! In: options and this process's environment, which is passed on (so `TIDEGATE_BACKEND=services` works); out: a
 //! [`Gateway`] that is ready. However this process leaves its scope, the gateway does not outlive it.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -22,6 +22,9 @@ use crate::setup::Http;
 /// From the start of the process to a good `/readyz`.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
+/// For one question to `/readyz`.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
 /// From SIGTERM to SIGKILL.
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -29,6 +32,21 @@ const END_DEADLINE: Duration = Duration::from_secs(20);
 /// users must not be the longest part of a run.
 const TEST_DEFAULTS: [(&str, &str); 2] =
     [("TIDEGATE_AUTH_ARGON2_MEMORY_KIB", "8"), ("TIDEGATE_AUTH_ARGON2_ITERATIONS", "1")];
+
+/// How a gateway is started; the same again after it has ended.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The program, by its absolute path.
+    pub program: PathBuf,
+    /// Its data and its log are here.
+    pub data_dir: PathBuf,
+    /// Where it listens for connections.
+    pub tcp: SocketAddr,
+    /// Where it listens for HTTP.
+    pub http: SocketAddr,
+    /// More of its environment.
+    pub settings: Vec<(String, String)>,
+}
 
 /// A running gateway.
 pub struct Gateway {
@@ -43,49 +61,51 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one and waits until it is ready.
+    /// Starts one on free ports and waits until it is ready.
     ///
     /// # Errors
     /// If the program is not there, ends early or does not become ready in time; with the end of its log.
     pub fn start(options: &CommonOptions, stop: &AtomicBool) -> anyhow::Result<Self> {
-        let program = match &options.gateway_bin {
-            Some(path) => path.clone(),
-            None => std::env::current_exe()?.with_file_name("tidegate"),
-        };
-        let program = program.canonicalize().with_context(|| {
-            format!(
-                "{} is not there: build it (cargo build --release) or name it with --gateway-bin",
-                program.display()
-            )
-        })?;
+        let program = find_program(options.gateway_bin.as_deref())?;
         let data_dir = options.data_dir.clone().map_or_else(new_data_dir, Ok)?;
         fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
         let data_dir = data_dir.canonicalize()?;
-        let log = data_dir.join("gateway.log");
-        let log_file = File::create(&log)?;
         let [tcp, http] = free_ports()?;
-        let mut command = Command::new(&program);
+        let mut gateway = Self::launch(&Launch { program, data_dir, tcp, http, settings: Vec::new() })?;
+        gateway.keeps_data = options.data_dir.is_some();
+        gateway.wait_until_ready(stop)?;
+        Ok(gateway)
+    }
+
+    /// Starts one and does not wait. What it says is appended to its log; the data directory is the caller's to remove.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn launch(launch: &Launch) -> anyhow::Result<Self> {
+        let Launch { program, data_dir, tcp, http, settings } = launch;
+        let log = data_dir.join("gateway.log");
+        let log_file = OpenOptions::new().create(true).append(true).open(&log)?;
+        let mut command = Command::new(program);
         for (name, value) in TEST_DEFAULTS {
             if std::env::var_os(name).is_none() {
                 command.env(name, value);
             }
         }
         command
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .env("TIDEGATE_LISTEN_TCP", tcp.to_string())
             .env("TIDEGATE_LISTEN_HTTP", http.to_string())
-            .env("TIDEGATE_DATA_DIR", &data_dir)
+            .env("TIDEGATE_DATA_DIR", data_dir)
             // A tidegate.toml that happens to lie here must not change what is measured.
-            .current_dir(&data_dir)
+            .current_dir(data_dir)
             .stdin(std::process::Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file)
             // A Ctrl-C at the terminal is ours to handle.
             .process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        let mut gateway =
-            Self { tcp, http: format!("http://{http}"), child, keeps_data: options.data_dir.is_some(), data_dir, log };
-        gateway.wait_until_ready(stop)?;
-        Ok(gateway)
+        let (tcp, http) = (*tcp, format!("http://{http}"));
+        Ok(Self { tcp, http, child, keeps_data: true, data_dir: data_dir.clone(), log })
     }
 
     /// Its process.
@@ -105,8 +125,12 @@ impl Gateway {
         }
     }
 
-    fn wait_until_ready(&mut self, stop: &AtomicBool) -> anyhow::Result<()> {
-        let http = Http::new(&self.http);
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// If it ends or does not become ready in time, with the end of its log; or if `stop` is set.
+    pub fn wait_until_ready(&mut self, stop: &AtomicBool) -> anyhow::Result<()> {
+        let http = Http::with_deadline(&self.http, PROBE_DEADLINE);
         let started = Instant::now();
         loop {
             if let Some(status) = self.has_ended() {
@@ -131,27 +155,34 @@ impl Gateway {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    fn end(&mut self) {
+    /// Sends a signal to its process, if that has not ended.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // It may have ended meanwhile; it is not reaped yet, so the pid is still its own.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Ends it in good order, within a bound.
+    pub fn end(&mut self) {
         if self.has_ended().is_none() {
-            signal(&self.child, Signal::SIGTERM);
+            self.signal(Signal::SIGTERM);
             let asked = Instant::now();
             while self.has_ended().is_none() {
                 if asked.elapsed() > END_DEADLINE {
                     let _ = writeln!(std::io::stderr(), "the gateway did not end within {END_DEADLINE:?}; killing it");
-                    signal(&self.child, Signal::SIGKILL);
-                    let _ = self.child.wait();
+                    self.kill();
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-    }
-}
-
-fn signal(child: &Child, signal: Signal) {
-    if let Ok(pid) = i32::try_from(child.id()) {
-        // It may have ended meanwhile; it is not reaped yet, so the pid is still its own.
-        let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 
@@ -164,8 +195,22 @@ impl Drop for Gateway {
     }
 }
 
+/// The gateway's program: the one named, else `tidegate` beside this program.
+///
+/// # Errors
+/// If it is not there.
+pub fn find_program(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let program = match named {
+        Some(path) => path.to_path_buf(),
+        None => std::env::current_exe()?.with_file_name("tidegate"),
+    };
+    program.canonicalize().with_context(|| {
+        format!("{} is not there: build it (cargo build --release) or name it with --gateway-bin", program.display())
+    })
+}
+
 /// A directory below the `target` this program was built into, else below the system's place for temporary files.
-fn new_data_dir() -> anyhow::Result<PathBuf> {
+pub fn new_data_dir() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let target = program.ancestors().find(|path| path.file_name().is_some_and(|name| name == "target"));
     let parent = target.map_or_else(std::env::temp_dir, Path::to_path_buf);

@@ -21,7 +21,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::task::LocalSet;
 
 use crate::clock::{Clock, Pulse, thread_cpu};
-use crate::connection::{Account, Connection, LoggedIn};
+use crate::connection::{Account, Connection, LoggedIn, Reading};
 use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::lane::{Lane, LaneConversation};
@@ -54,6 +54,8 @@ pub struct Plan {
     pub tcp: Vec<SocketAddr>,
     /// Who talks to whom.
     pub conversations: Vec<PlannedConversation>,
+    /// Of a hundred members, those that log in and then never read a byte; they send nothing either.
+    pub stuck_percent: u32,
     /// Bytes of each message's body.
     pub body_bytes: usize,
     /// Threads; each takes whole conversations.
@@ -224,6 +226,7 @@ struct LanePlan {
     tcp: Vec<SocketAddr>,
     conversations: Vec<(u32, PlannedConversation)>,
     filler: Vec<u8>,
+    stuck_percent: u32,
     run: u32,
     seed: u64,
     /// This lane's and all lanes' connections: its share of the rate.
@@ -247,6 +250,7 @@ impl LanePlan {
                 tcp: plan.tcp.clone(),
                 conversations,
                 filler: filler.clone(),
+                stuck_percent: plan.stuck_percent,
                 run: std::process::id(),
                 seed: plan.seed.wrapping_add(lane as u64),
                 share: (own as u64, all as u64),
@@ -275,9 +279,14 @@ impl LanePlan {
                 let number = self.first_connection + index;
                 let address = self.tcp[number as usize % self.tcp.len()];
                 let template = SendTemplate::new(&self.conversations[conversation as usize].1.id, &self.filler);
+                let reading = self.reading(member);
                 under_way.push(async move {
-                    let logged_in = LoggedIn::connect(address, number, account, &format!("loadtest-{number}")).await?;
-                    anyhow::Ok((index, logged_in.into_connection(conversation, member, template, clock.now_ns())))
+                    let device = format!("loadtest-{number}");
+                    let logged_in = LoggedIn::connect(address, number, account, &device, reading).await?;
+                    anyhow::Ok((
+                        index,
+                        logged_in.into_connection(conversation, member, template, reading, clock.now_ns()),
+                    ))
                 });
             }
             let Some(connected) = under_way.next().await else { break };
@@ -294,9 +303,16 @@ impl LanePlan {
             id: planned.id.clone(),
             user_ids: planned.members.iter().map(|account| account.user_id).collect(),
         });
-        let senders = u32::try_from(connections.len()).expect("connections are counted in u32");
+        let senders = (0..).zip(&connections).filter(|(_, connection)| connection.reading == Reading::All);
+        let senders = senders.map(|(index, _)| index);
         let rotation = Rotation::new(senders, &mut Random::new(self.seed));
         Ok(Lane::new(clock, self.run, self.filler.clone(), conversations.collect(), connections, rotation))
+    }
+
+    /// Stuck members are spread evenly over a conversation.
+    fn reading(&self, member: u32) -> Reading {
+        let stuck_below = |member: u32| u64::from(member) * u64::from(self.stuck_percent) / 100;
+        if stuck_below(member + 1) > stuck_below(member) { Reading::Nothing } else { Reading::All }
     }
 
     /// This lane's part of a rate: by its connections, so that every sender sends equally often.
@@ -317,6 +333,9 @@ async fn run_lane(
     let connections = lane.connections();
     let lane = Rc::new(RefCell::new(lane));
     for index in 0..connections {
+        if lane.borrow().is_stuck(index) {
+            continue;
+        }
         let lane = lane.clone();
         tokio::task::spawn_local(async move {
             lane.borrow_mut().take_leftover(index);

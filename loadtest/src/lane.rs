@@ -17,7 +17,7 @@ use tidegate_proto::{CloseCode, HEAD_BYTES, Head, Kind};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::clock::Clock;
-use crate::connection::{Connection, InFlight};
+use crate::connection::{Connection, InFlight, Reading};
 use crate::finding::Fault;
 use crate::judge::{Delivery, Judge};
 use crate::pacer::{Due, Rotation};
@@ -98,6 +98,9 @@ impl Lane {
         for conversation in &conversations {
             judge.add_conversation(&conversation.id, conversation.user_ids.len());
         }
+        for connection in connections.iter().filter(|connection| connection.reading == Reading::Nothing) {
+            judge.receiver_closed(connection.conversation as usize, connection.member);
+        }
         let frame_bytes_max = connections.iter().map(|connection| connection.frame_bytes_max).max().unwrap_or(0);
         Self {
             tally: Tally::default(),
@@ -130,6 +133,11 @@ impl Lane {
     /// How many connections there are, open or not.
     pub fn connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Whether the connection never reads.
+    pub fn is_stuck(&self, index: usize) -> bool {
+        self.connections[index].reading == Reading::Nothing
     }
 
     /// Connections that are still open.

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test may panic"))]
 
+mod chaos;
 mod clock;
 mod connection;
 mod finding;
@@ -58,14 +59,23 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> anyhow::Result<Verdict> {
+    if let Command::Chaos { options } = command {
+        check_file_limit(2 * u64::from(options.users))?;
+        // Leaving at once would leave the servers.
+        stop_on_signals(|| eprintln!("mending, stopping and removing what was started; this takes some seconds"))?;
+        let report = Report::new(vec![ScenarioResult::Chaos(Box::new(chaos::run(options, &STOP)?))]);
+        report.publish(options.json.as_deref())?;
+        return Ok(report.verdict);
+    }
     let (common, connections) = match command {
         Command::Private { common, pairs, .. } => (common, 2 * u64::from(*pairs)),
         Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
         Command::Idle { common, connections, .. } => (common, u64::from(*connections)),
         Command::Run { common } => (common, 200),
+        Command::Chaos { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
-    stop_on_signals()?;
+    stop_on_signals(|| std::process::exit(130))?;
     let mut gateway = common.start_gateway.then(|| gateway::Gateway::start(common, &STOP)).transpose()?;
     let stage = Stage {
         tcp: gateway.as_ref().map_or_else(|| common.tcp.clone(), |gateway| vec![gateway.tcp]),
@@ -91,8 +101,8 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
     let traffic = |result| ScenarioResult::Traffic(Box::new(result));
     Ok(match command {
         Command::Private { pairs, load, .. } => vec![traffic(scenario::private::run(stage, *pairs, load)?)],
-        Command::Room { rooms, members, load, .. } => {
-            vec![traffic(scenario::room::run(stage, *rooms, *members, load)?)]
+        Command::Room { rooms, members, stuck_percent, load, .. } => {
+            vec![traffic(scenario::room::run(stage, *rooms, *members, *stuck_percent, load)?)]
         }
         Command::Idle { connections, devices_per_user, duration, .. } => {
             vec![ScenarioResult::Idle(scenario::idle::run(stage, *connections, *devices_per_user, *duration)?)]
@@ -108,10 +118,11 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             let mut results = vec![traffic(scenario::private::run(stage, 25, &load)?)];
             if !STOP.load(Ordering::Relaxed) {
                 // Fifteen messages a second in each room: below the rate at which a conversation counts as a storm.
-                results.push(traffic(scenario::room::run(stage, 8, 20, &LoadOptions { rate: 120, ..load })?));
+                results.push(traffic(scenario::room::run(stage, 8, 20, 0, &LoadOptions { rate: 120, ..load })?));
             }
             results
         }
+        Command::Chaos { .. } => unreachable!("it has no gateway that runs already"),
     })
 }
 
@@ -133,8 +144,8 @@ fn check_file_limit(connections: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first signal asks for a clean end, the second ends the process.
-fn stop_on_signals() -> anyhow::Result<()> {
+/// The first signal asks for a clean end; on each further one, `again` decides.
+fn stop_on_signals(again: fn()) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
@@ -145,7 +156,7 @@ fn stop_on_signals() -> anyhow::Result<()> {
             loop {
                 tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
                 if STOP.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
+                    again();
                 }
             }
         });

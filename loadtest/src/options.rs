@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::chaos::ChaosOptions;
 use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
@@ -18,11 +19,17 @@ Examples:
   tidegate-loadtest room --tcp 127.0.0.1:7400 --http http://127.0.0.1:7480 \\
       --rooms 20 --members 50 --rate 300 --duration 30s --json room.json
 
+  # The same room, with every tenth receiver hanging: do the others notice?
+  tidegate-loadtest room --start-gateway --rooms 4 --members 100 --rate 200 --body-bytes 2048 --stuck-percent 10
+
   # What an idle connection costs
   tidegate-loadtest idle --start-gateway --connections 8000
 
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
+
+  # Kill, hang and restart gateways and services under traffic; is anything lost?
+  tidegate-loadtest chaos --duration 60s --seed 7
 
 Verdicts and exit codes:
   0 pass         every accepted message reached every receiver exactly once and in order
@@ -63,6 +70,9 @@ pub enum Command {
         /// Members of each room; each has one connection
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         members: u32,
+        /// Of a hundred members, those that never read nor write: receivers that hang. The others are judged
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=90))]
+        stuck_percent: u32,
         #[command(flatten)]
         load: LoadOptions,
         #[command(flatten)]
@@ -86,6 +96,11 @@ pub enum Command {
     Run {
         #[command(flatten)]
         common: CommonOptions,
+    },
+    /// Break gateways and services of its own under traffic; judge that nothing is lost, doubled or reordered
+    Chaos {
+        #[command(flatten)]
+        options: ChaosOptions,
     },
 }
 
@@ -145,7 +160,7 @@ pub struct CommonOptions {
 }
 
 /// A number with a unit: `250ms`, `10s`, `2m`. A bare number is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 = digits.parse().map_err(|_| format!("`{digits}` is not a number"))?;
     let seconds = match &text[digits.len()..] {
@@ -159,7 +174,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration > Duration::from_secs(24 * 3_600) { Err("longer than a day".to_owned()) } else { Ok(duration) }
 }
 
-fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// For JSON.
+pub fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }
 

@@ -67,9 +67,9 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Senders 0 to `senders - 1`.
-    pub fn new(senders: u32, random: &mut Random) -> Self {
-        let mut order: Vec<u32> = (0..senders).collect();
+    /// These senders.
+    pub fn new(senders: impl IntoIterator<Item = u32>, random: &mut Random) -> Self {
+        let mut order: Vec<u32> = senders.into_iter().collect();
         for index in (1..order.len()).rev() {
             let other = random.below(index as u64 + 1);
             order.swap(index, usize::try_from(other).expect("below a usize"));
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_rotation_visits_every_sender_once_a_round_and_repeats_with_its_seed() {
         let round = |seed| {
-            let mut rotation = Rotation::new(10, &mut Random::new(seed));
+            let mut rotation = Rotation::new(0..10, &mut Random::new(seed));
             (0..20).map(|_| rotation.next().expect("ten senders")).collect::<Vec<_>>()
         };
         let turns = round(3);

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::chaos::{self, ChaosResult};
 use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::process::{Host, Memory};
@@ -38,7 +39,8 @@ impl Verdict {
         }
     }
 
-    fn word(self) -> &'static str {
+    /// For people.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
             Self::Void => "VOID",
@@ -75,6 +77,8 @@ pub enum ScenarioResult {
     Traffic(Box<TrafficResult>),
     /// Connections that do nothing.
     Idle(IdleResult),
+    /// Faults under traffic.
+    Chaos(Box<ChaosResult>),
 }
 
 impl ScenarioResult {
@@ -83,6 +87,7 @@ impl ScenarioResult {
         match self {
             Self::Traffic(result) => result.verdict,
             Self::Idle(result) => result.verdict,
+            Self::Chaos(result) => result.verdict,
         }
     }
 }
@@ -227,6 +232,7 @@ impl Report {
             let _ = match result {
                 ScenarioResult::Traffic(result) => traffic_table(&mut out, result),
                 ScenarioResult::Idle(result) => idle_table(&mut out, result),
+                ScenarioResult::Chaos(result) => chaos::table(&mut out, result),
             };
         }
         out
@@ -306,7 +312,8 @@ fn idle_table(out: &mut String, result: &IdleResult) -> std::fmt::Result {
     findings_table(out, &result.findings)
 }
 
-fn findings_table(out: &mut String, findings: &Findings) -> std::fmt::Result {
+/// Each fault with its count and examples.
+pub fn findings_table(out: &mut String, findings: &Findings) -> std::fmt::Result {
     for (fault, finding) in findings.iter() {
         writeln!(out, "  {fault:?}: {}", finding.count)?;
         for example in &finding.examples {

@@ -3,6 +3,7 @@
 //! In: names; out: [`Account`]s and rooms. Requests that are told to come later are repeated within a bound. No error
 //! names a token or a password.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,6 +27,15 @@ pub struct Http {
     base: String,
 }
 
+/// A login's answer.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// For the protocol's Login.
+    pub token: String,
+    /// Conversations with unread messages, and how many.
+    pub unread: HashMap<String, u64>,
+}
+
 /// A room that was opened.
 #[derive(Clone, Debug)]
 pub struct Room {
@@ -38,7 +48,12 @@ pub struct Room {
 impl Http {
     /// A connection to `base`, such as `http://127.0.0.1:7480`.
     pub fn new(base: &str) -> Self {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
+        Self::with_deadline(base, Duration::from_secs(30))
+    }
+
+    /// The same; a request without an answer in `deadline` has failed.
+    pub fn with_deadline(base: &str, deadline: Duration) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(deadline));
         Self { agent: config.build().into(), base: base.trim_end_matches('/').to_owned() }
     }
 
@@ -55,9 +70,24 @@ impl Http {
         let credentials = json!({ "name": name, "password": password });
         let registered = self.post("/api/v1/register", None, &credentials)?;
         let user_id = id_field(&registered, "user_id").and_then(|id| Ok(id.parse()?))?;
-        let login = self.post("/api/v1/login", None, &credentials)?;
-        let token = login["token"].as_str().context("the login's answer has no token")?.to_owned();
+        let token = self.log_in(name, password)?.token;
         Ok(Account { user_id, token })
+    }
+
+    /// Logs in.
+    ///
+    /// # Errors
+    /// What the server answered.
+    pub fn log_in(&self, name: &str, password: &str) -> anyhow::Result<Login> {
+        let login = self.post("/api/v1/login", None, &json!({ "name": name, "password": password }))?;
+        let token = login["token"].as_str().context("the login's answer has no token")?.to_owned();
+        let count = |entry: &Value| Some((entry["conversation_id"].as_str()?.to_owned(), entry["count"].as_u64()?));
+        let unread = login["unread"].as_array().context("the login's answer has no unread counts")?;
+        let unread = unread
+            .iter()
+            .map(|entry| count(entry).context("an unread count is not one"))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Login { token, unread })
     }
 
     /// Opens a room.

@@ -240,13 +240,35 @@ fn cases() -> Vec<Case> {
             &Watch { watch: vec!["lobby_main".into()], unwatch: vec!["lobby_eu-west".into()] },
         ),
         one("watch_reply", Kind::WatchReply, 6, &WatchReply { watching: vec!["lobby_main".into()] }),
-        one("sync", Kind::Sync, 7, &Sync { positions: vec![sync_from("r_8", 0, 0), sync_from("p_17_42", 1, 3)] }),
+        one(
+            "sync",
+            Kind::Sync,
+            7,
+            &Sync { positions: vec![sync_from("r_8", 0, 0), sync_from("p_17_42", 1, 3)], ..Default::default() },
+        ),
         one(
             "sync_reply",
             Kind::SyncReply,
             7,
             &SyncReply {
                 synced: vec![Synced { conversation_id: "r_8".into(), epoch: 2, ..Default::default() }, in_sync()],
+                ..Default::default()
+            },
+        ),
+        one("sync_others", Kind::Sync, 8, &Sync { positions: vec![sync_from("p_17_42", 1, 3)], others: true }),
+        one(
+            "sync_reply_others",
+            Kind::SyncReply,
+            8,
+            &SyncReply {
+                synced: vec![in_sync()],
+                others: vec![Position {
+                    conversation_id: "p_5_17".into(),
+                    epoch: 1,
+                    last_seq: 2,
+                    read_seq: 0,
+                    unread: 2,
+                }],
             },
         ),
         one("error_slow_down", Kind::Error, 7, &error(Code::SlowDown, "slow down", 1500)),

@@ -35,7 +35,7 @@ use crate::retry::until_done;
 use crate::streams::OutStreams;
 use commit::{Committed, Ends};
 use members::Members;
-use turn::{Known, Sorted, merge_receipts, rejected, sequenced};
+use turn::{Known, Sorted, is_same, merge_receipts, rejected, sequenced};
 
 /// Conversations per generation whose end this engine remembers.
 const FLOORS_MAX: usize = 64 * 1024;
@@ -116,8 +116,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
 
         let audience = self.audience(&persist.messages, &known).await?;
         let mut outgoing = Outgoing::new(&ends, &audience);
-        known.iter().for_each(|known| outgoing.add_known(known));
-        sorted.conflicts.iter().for_each(|accepted| outgoing.add_conflict(accepted));
+        outgoing.add_repetitions(&known, &sorted.conflicts);
         unfit.iter().for_each(|accepted| outgoing.add_unfit(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
@@ -238,15 +237,26 @@ impl<'a> Outgoing<'a> {
         Self { ends, audience, to_all, to_gateways, filings }
     }
 
-    /// A repetition: the same content is pushed again under its sequence (the first push may not have happened), other
-    /// content is rejected.
-    fn add_known(&mut self, known: &Known) {
-        if known.is_same() {
-            metrics::counter!(meter::INGEST_REPEATED, "kind" => "same").increment(1);
-            self.add_message(&known.stored);
-        } else {
-            self.add_conflict(&known.repeated);
+    /// Repetitions: the same content is pushed again under its sequence (the first push may not have happened), other
+    /// content is rejected. Of several with one id in a batch, the first need not be the one that was stored before.
+    fn add_repetitions(&mut self, known: &[Known], conflicts: &[Accepted]) {
+        let mut again: Vec<&StoredMessage> = Vec::new();
+        let of_known = known.iter().map(|known| (Some(&known.stored), &known.repeated));
+        let of_conflicts = conflicts.iter().map(|accepted| {
+            let known = known.iter().find(|known| known.stored.message_id == accepted.message_id);
+            (known.map(|known| &known.stored), accepted)
+        });
+        for (stored, repeated) in of_known.chain(of_conflicts) {
+            match stored.filter(|stored| is_same(stored, repeated)) {
+                Some(stored) => again.push(stored),
+                None => self.add_conflict(repeated),
+            }
         }
+        metrics::counter!(meter::INGEST_REPEATED, "kind" => "same").increment(again.len() as u64);
+        // In the order of their sequences, as receivers and counts expect them.
+        again.sort_by_key(|message| (message.conversation, message.seq));
+        again.dedup_by_key(|message| message.message_id);
+        again.into_iter().for_each(|message| self.add_message(message));
     }
 
     fn add_conflict(&mut self, accepted: &Accepted) {

@@ -18,12 +18,15 @@ use super::IngestEngine;
 use super::members::Members;
 use crate::clock::Clock;
 use crate::event::{Accepted, IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
-use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
+use crate::ids::{
+    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
+};
 use crate::ports::{
     Archive, Backend, Beat, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, Joined, Page,
-    PersistBatch, PortError, PortResult, Presence, PresenceChange, PushConsumer, PushQueue, PushTarget, Room,
-    SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
+    PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer, PushQueue,
+    PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User, Watermark,
 };
+use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
 use crate::twins::hot_store::EmbeddedHotStore;
 use crate::twins::queues::EmbeddedIngestQueue;
@@ -133,7 +136,9 @@ impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
         settle(ends: &[(ConversationId, End)]) -> ();
         presence(users: &[UserId]) -> Vec<Presence>;
-        change_presence(changes: &[PresenceChange]) -> ();
+        change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
+        resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
+        peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
@@ -253,7 +258,8 @@ impl World {
     }
 
     pub(super) fn engine(&self) -> IngestEngine<Self, Impatient> {
-        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, Arc::new(Members::default()))
+        let (members, streams) = (Arc::new(Members::default()), Arc::new(OutStreams::new(1)));
+        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams)
     }
 
     pub(super) fn memory(&self) -> &MemoryArchive {

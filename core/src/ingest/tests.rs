@@ -472,3 +472,15 @@ async fn singling_out_survives_a_rival_and_lost_answers() {
     assert!(world.dead_letters().iter().all(|letter| letter.event == message(ROOM, 6)));
     assert!(!world.dead_letters().is_empty());
 }
+
+/// A client that used one id twice sends both again, in one batch: the stored one stands behind the other.
+#[tokio::test]
+async fn a_stored_message_is_pushed_though_a_contradiction_stands_before_it() {
+    let world = World::new();
+    let stored = StoredMessage { seq: Seq(1), ..stored(1) };
+    let batch_before = PersistBatch { messages: vec![stored], receipts: Vec::new() };
+    world.memory().persist(&batch_before).await.expect("a turn that crashed before its push");
+    turn_of(&mut world.engine(), vec![message(OTHER, 1), message(ROOM, 1)]).await;
+    assert_eq!(told(&world), [(100, 1, id(1))]);
+    assert!(world.rejected().contains(&id(1)));
+}

@@ -57,13 +57,11 @@ pub(super) struct Known {
     pub stored: StoredMessage,
 }
 
-impl Known {
-    /// Whether it says the same.
-    pub fn is_same(&self) -> bool {
-        self.repeated.conversation == self.stored.conversation
-            && self.repeated.body == self.stored.body
-            && self.repeated.content_type == self.stored.content_type
-    }
+/// Whether a repetition says the same as what is stored.
+pub(super) fn is_same(stored: &StoredMessage, repeated: &Accepted) -> bool {
+    repeated.conversation == stored.conversation
+        && repeated.body == stored.body
+        && repeated.content_type == stored.content_type
 }
 
 /// One receipt per (user, conversation): the highest.

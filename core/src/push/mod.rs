@@ -6,22 +6,24 @@
 
 pub mod routes;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, select};
 use prost::Message as _;
 use tidegate_proto::{HEAD_BYTES, Kind, v1};
 
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
-use crate::ids::{ConversationId, Place};
+use crate::ids::{ConversationId, Millis, Place};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
 use crate::meter;
 use crate::ports::{Backend, PortError, PushConsumer, PushQueue};
-use crate::streams::{Heard, InStreams};
+use crate::streams::{BEACON_INTERVAL, Heard, InStreams};
 use routes::Routes;
 
 /// What the push engine works with.
@@ -63,11 +65,22 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             // Only now, that pushes arrive again: a client that syncs before could miss what is lost after.
             self.tell_missed("consumer").await;
         }
+        let mut looked_at = self.clock.now();
         loop {
-            let events = match consumer.next_batch(PUSH_BATCH_MAX).await {
+            let taken = {
+                let mut next = pin!(consumer.next_batch(PUSH_BATCH_MAX));
+                loop {
+                    match select(next.as_mut(), pin!(self.clock.sleep(BEACON_INTERVAL))).await {
+                        Either::Left((taken, _)) => break taken,
+                        Either::Right(((), _)) => self.look_for_silence(streams, &mut looked_at).await,
+                    }
+                }
+            };
+            let events = match taken {
                 Ok(events) => events,
                 Err(error) => return error,
             };
+            self.look_for_silence(streams, &mut looked_at).await;
             metrics::counter!(meter::PUSH_EVENTS).increment(events.len() as u64);
             let (batches, heard) = self.route(events, streams);
             if heard == Heard::Missed {
@@ -78,6 +91,18 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     self.mailboxes.post(shard, inputs).await;
                 }
             }
+        }
+    }
+
+    /// Now and then: whether an engine that pushed to here is gone.
+    async fn look_for_silence(&self, streams: &mut InStreams, looked_at: &mut Millis) {
+        let now = self.clock.now();
+        if u128::from(now.0.saturating_sub(looked_at.0)) < BEACON_INTERVAL.as_millis() {
+            return;
+        }
+        *looked_at = now;
+        if streams.end_silent(now) == Heard::Missed {
+            self.tell_missed("silence").await;
         }
     }
 
@@ -105,6 +130,11 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
                     let place = Some(Place { epoch, seq });
                     self.to_conversation(conversation, place, frame, everywhere, &mut batches);
+                }
+                PushEvent::Replaced { user, attachment } => {
+                    for shard in self.routes.shards_of(user).iter() {
+                        batches[usize::from(shard.0)].push(ShardInput::Replaced { user, attachment });
+                    }
                 }
                 PushEvent::Marked(mark) => {
                     if streams.hear(now, mark) == Heard::Missed {
@@ -182,6 +212,6 @@ fn payload_len(event: &PushEvent) -> usize {
     match event {
         PushEvent::Sequenced { payload, .. } | PushEvent::Rejected { payload, .. } => Bytes::len(payload),
         PushEvent::ReceiptMoved(_) | PushEvent::MembershipChanged { .. } => SMALL,
-        PushEvent::Marked(_) => 0,
+        PushEvent::Marked(_) | PushEvent::Replaced { .. } => 0,
     }
 }

@@ -6,6 +6,7 @@
 
 mod sync;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -16,13 +17,16 @@ use tidegate_proto::{HEAD_BYTES, Kind, frame};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::delivery::{Access, Ask, Identity, Mailboxes, Request, ShardInput, SyncFrom, Ticket, Watermarks};
-use crate::ids::{ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
+use crate::delivery::{
+    Access, Ask, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
+};
+use crate::event::PushEvent;
+use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, RoomId, Seq, SessionId, UserId};
 use crate::limits;
 use crate::meter;
 use crate::ports::{
-    Archive, Backend, End, HotStore, Page, PortError, PresenceChange, Standing, TokenState, UnreadCount, User,
-    Watermark,
+    Archive, Backend, End, Hold, HotStore, Page, PortError, PresenceChange, PresenceOutcome, PushQueue as _,
+    PushTarget, Standing, TokenState, UnreadCount, User, Watermark,
 };
 use crate::queue::{Closed, Queue};
 
@@ -54,10 +58,25 @@ pub struct Reception<B, M, C, S> {
     pub mailboxes: M,
     /// For the time in replies.
     pub clock: C,
-    /// Gives unique, unpredictable session ids.
-    pub new_session: S,
+    /// Gives unique, unpredictable numbers, for sessions and their attachments.
+    pub random: S,
     /// What every reply says alike.
     pub greeting: Greeting,
+}
+
+/// What a Login asks for besides who it is.
+struct Wish {
+    device: String,
+    watch: Vec<LobbyName>,
+    positions: Vec<SyncFrom>,
+    resume: SessionId,
+}
+
+/// Whether a login goes on with a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resumed {
+    Yes,
+    No,
 }
 
 /// Why a request is not answered as asked.
@@ -86,7 +105,7 @@ impl From<PortError> for Refusal {
     }
 }
 
-impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Reception<B, M, C, S> {
+impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception<B, M, C, S> {
     /// Runs until the queue is closed and everything taken from it has been answered.
     pub async fn run(&self, queue: &Queue<Request>) {
         let mut under_way = FuturesUnordered::new();
@@ -107,15 +126,16 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
     async fn answer(&self, request: Request) {
         let ticket = request.ticket;
         let outcome = match request.ask {
-            Ask::Login { token, device, watch, positions } => {
-                let outcome = self.login(ticket, &token, device, watch, &positions).await.map_err(Refusal::of_login);
+            Ask::Login { token, device, watch, positions, resume } => {
+                let wish = Wish { device, watch, positions, resume };
+                let outcome = self.login(ticket, &token, wish).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
                 outcome
             }
-            Ask::Sync { user, positions } => {
-                let reply = self.sync(ticket, user, &positions).await;
-                reply.map(|reply| Some(ShardInput::Answer { ticket, reply }))
+            Ask::Sync { user, positions, others } => {
+                let reply = self.sync(ticket, user, positions, others).await;
+                reply.map(|reply| reply.map(|reply| ShardInput::Answer { ticket, reply }))
             }
             Ask::History { conversation, page, size, watermarks } => {
                 let reply = self.history(ticket, conversation, page, size, watermarks).await;
@@ -130,14 +150,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         self.mailboxes.post(ticket.connection.shard, vec![input]).await;
     }
 
-    async fn login(
-        &self,
-        ticket: Ticket,
-        token: &str,
-        device: String,
-        watch: Vec<LobbyName>,
-        positions: &[SyncFrom],
-    ) -> Result<Option<ShardInput>, Refusal> {
+    async fn login(&self, ticket: Ticket, token: &str, wish: Wish) -> Result<Option<ShardInput>, Refusal> {
         let (hot, archive) = (self.backend.hot(), self.backend.archive());
         let rejected = |code| Refusal { code, close: Some(CloseCode::TokenRejected) };
         let user = match hot.token_states(&[token]).await?.first() {
@@ -147,8 +160,21 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         };
         // A token may outlive its user, or come from a system that knows other users.
         let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
-        let rooms = sorted(archive.rooms_of(user.id).await?);
-        let identity = Identity { user: user.id, session: (self.new_session)(), device, rooms, watch };
+        let Wish { device, mut watch, positions, resume } = wish;
+        let kept = if resume == SessionId(0) { None } else { hot.resume(user.id, &device, resume).await? };
+        let (session, resumed) = match kept {
+            Some(kept) => {
+                let new =
+                    kept.into_iter().filter(|lobby| self.greeting.lobbies.contains(lobby) && !watch.contains(lobby));
+                let new: Vec<_> = new.collect();
+                watch.extend(new);
+                watch.truncate(limits::WATCHES_MAX);
+                (resume, Resumed::Yes)
+            }
+            None => (SessionId((self.random)().max(1)), Resumed::No),
+        };
+        let attachment = Attachment((self.random)());
+        let identity = Identity { user: user.id, session, attachment, device, watch };
 
         let (bound, is_bound) = oneshot::channel();
         let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };
@@ -156,10 +182,49 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         if !matches!(is_bound.await, Ok(true)) {
             return Ok(None);
         }
-        let here = PresenceChange::Here { user: user.id, device: identity.device.clone(), session: identity.session };
-        hot.change_presence(&[here]).await?;
-        let reply = self.login_reply(ticket, &user, &identity, positions).await?;
+        // Behind the binding, so that a change of membership reaches the session either way.
+        let Some(rooms) = self.find_rooms(ticket, user.id, RoomsLookUp::default()).await? else { return Ok(None) };
+        let here = PresenceChange::Here(Hold {
+            user: user.id,
+            device: identity.device.clone(),
+            session,
+            attachment,
+            watching: identity.watch.clone(),
+        });
+        if let Some(PresenceOutcome::TakenFrom { gateway, attachment }) = hot.change_presence(&[here]).await?.pop() {
+            self.replace(user.id, gateway, attachment).await;
+        }
+        let positions = self.with_access(user.id, &rooms, positions);
+        let reply = self.login_reply(ticket, &user, &identity, resumed, &positions).await?;
         Ok(Some(ShardInput::Welcome { ticket, reply, identity }))
+    }
+
+    /// Tells a session the rooms its user is in, and returns them, ascending. `None` if the connection is gone.
+    async fn find_rooms(
+        &self,
+        ticket: Ticket,
+        user: UserId,
+        look_up: RoomsLookUp,
+    ) -> Result<Option<Vec<RoomId>>, Refusal> {
+        let rooms = sorted(self.backend.archive().rooms_of(user).await?);
+        let (known, is_known) = oneshot::channel();
+        let input = ShardInput::Rooms { connection: ticket.connection, look_up, rooms: rooms.clone(), known };
+        self.mailboxes.post(ticket.connection.shard, vec![input]).await;
+        Ok(is_known.await.is_ok().then_some(rooms))
+    }
+
+    /// Ends the connection that had the device. If nobody hears this, its own renewal of presence will tell.
+    async fn replace(&self, user: UserId, gateway: GatewayId, attachment: Attachment) {
+        if gateway == self.greeting.gateway {
+            for shard in (0..self.mailboxes.shards()).map(ShardId) {
+                self.mailboxes.post(shard, vec![ShardInput::Replaced { user, attachment }]).await;
+            }
+            return;
+        }
+        let replaced = vec![PushEvent::Replaced { user, attachment }];
+        if let Err(error) = self.backend.push().publish(vec![(PushTarget::Gateway(gateway), replaced)]).await {
+            tracing::warn!(%error, "could not tell a gateway that a device was taken over");
+        }
     }
 
     /// Where the user stands, what the client misses, and what arrived while away, each as far as the frame has room: half
@@ -169,7 +234,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         ticket: Ticket,
         user: &User,
         identity: &Identity,
-        positions: &[SyncFrom],
+        resumed: Resumed,
+        positions: &[(SyncFrom, Access)],
     ) -> Result<Bytes, Refusal> {
         let archive = self.backend.archive();
         // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
@@ -178,13 +244,6 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         if summary.unread.is_none() {
             self.seed_unread(user.id, &standings).await?;
         }
-        let position = |standing: &Standing| v1::Position {
-            conversation_id: standing.conversation.to_string(),
-            epoch: standing.epoch.0,
-            last_seq: standing.last.0,
-            read_seq: standing.read.0,
-            unread: standing.unread,
-        };
         let greeting = &self.greeting;
         let mut reply = v1::LoginReply {
             user_id: user.id.0,
@@ -196,6 +255,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
             max_frame_bytes: u32::try_from(greeting.frame_bytes_max).unwrap_or(u32::MAX),
             max_body_bytes: u32::try_from(greeting.body_bytes_max).unwrap_or(u32::MAX),
             max_in_flight: greeting.in_flight_max.into(),
+            resumed: resumed == Resumed::Yes,
             watching: identity.watch.iter().map(|lobby| lobby.as_str().to_owned()).collect(),
             ..Default::default()
         };
@@ -203,8 +263,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         let room = |reply: &v1::LoginReply| frame_bytes.saturating_sub(reply.encoded_len());
         reply.positions = first_that_fit(standings.iter().map(position), room(&reply) / 2);
         if !positions.is_empty() {
-            let positions: Vec<_> = positions.iter().map(|from| (*from, self.access(identity, from))).collect();
-            reply.synced = sync::synced(archive, user.id, &positions, room(&reply), frame_bytes).await?;
+            reply.synced = sync::synced(archive, user.id, positions, room(&reply), frame_bytes).await?;
         }
         reply.recent = newest_that_fit(&summary.inbox, room(&reply));
         let mut out = BytesMut::new();
@@ -212,21 +271,49 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         Ok(out.freeze())
     }
 
-    fn access(&self, identity: &Identity, from: &SyncFrom) -> Access {
-        let is_granted = match from.conversation {
-            ConversationId::Private { low, high } => identity.user == low || identity.user == high,
-            ConversationId::Room(room) => identity.rooms.binary_search(&room).is_ok(),
-            ConversationId::Lobby(lobby) => self.greeting.lobbies.contains(&lobby),
+    /// What a user in these rooms may read of the positions.
+    fn with_access(
+        &self,
+        user: UserId,
+        rooms: &[RoomId],
+        positions: impl IntoIterator<Item = SyncFrom>,
+    ) -> Vec<(SyncFrom, Access)> {
+        let access = |from: SyncFrom| {
+            let is_granted = match from.conversation {
+                ConversationId::Private { low, high } => user == low || user == high,
+                ConversationId::Room(room) => rooms.binary_search(&room).is_ok(),
+                ConversationId::Lobby(lobby) => self.greeting.lobbies.contains(&lobby),
+            };
+            (from, if is_granted { Access::Granted } else { Access::Denied })
         };
-        if is_granted { Access::Granted } else { Access::Denied }
+        positions.into_iter().map(access).collect()
     }
 
-    async fn sync(&self, ticket: Ticket, user: UserId, positions: &[(SyncFrom, Access)]) -> Result<Bytes, Refusal> {
-        let room = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
-        let synced = sync::synced(self.backend.archive(), user, positions, room, room).await?;
+    async fn sync(
+        &self,
+        ticket: Ticket,
+        user: UserId,
+        mut positions: Vec<(SyncFrom, Access)>,
+        others: Others,
+    ) -> Result<Option<Bytes>, Refusal> {
+        let archive = self.backend.archive();
+        let frame_bytes = self.greeting.frame_bytes_max.saturating_sub(HEAD_BYTES);
+        let mut reply = v1::SyncReply::default();
+        if let Others::Named(look_up) = others {
+            let Some(rooms) = self.find_rooms(ticket, user, look_up).await? else { return Ok(None) };
+            positions = self.with_access(user, &rooms, positions.into_iter().map(|(from, _)| from));
+            let named: BTreeSet<_> = positions.iter().map(|(from, _)| from.conversation).collect();
+            let standings = archive.standings(user, limits::POSITIONS_MAX).await?;
+            let others = standings.iter().filter(|standing| !named.contains(&standing.conversation));
+            reply.others = first_that_fit(others.map(position), frame_bytes / 2);
+        }
+        if !positions.is_empty() {
+            let room = frame_bytes.saturating_sub(reply.encoded_len());
+            reply.synced = sync::synced(archive, user, &positions, room, room).await?;
+        }
         let mut out = BytesMut::new();
-        frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &v1::SyncReply { synced });
-        Ok(out.freeze())
+        frame::put_message(&mut out, Kind::SyncReply, ticket.correlation, &reply);
+        Ok(Some(out.freeze()))
     }
 
     async fn seed_unread(&self, user: UserId, standings: &[Standing]) -> Result<(), Refusal> {
@@ -289,6 +376,16 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> SessionId + Send + Sync> Rec
         let mut out = BytesMut::new();
         frame::put_message(&mut out, Kind::HistoryReply, ticket.correlation, &reply);
         Ok(out.freeze())
+    }
+}
+
+fn position(standing: &Standing) -> v1::Position {
+    v1::Position {
+        conversation_id: standing.conversation.to_string(),
+        epoch: standing.epoch.0,
+        last_seq: standing.last.0,
+        read_seq: standing.read.0,
+        unread: standing.unread,
     }
 }
 

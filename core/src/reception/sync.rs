@@ -149,17 +149,16 @@ fn entry(step: &Step, found: &mut impl Iterator<Item = Vec<StoredMessage>>, fram
     if step.missing() == 0 {
         return step.entry(outcome, Vec::new(), now.last);
     }
-    let messages = found.next().unwrap_or_default();
-    // Messages may have come between the two reads: the answer goes as far as its last one.
-    let last = messages.last().map_or(step.from.seq, |message| message.seq);
-    let is_dense = last.0 - step.from.seq.0 == messages.len() as u64;
-    if last < now.last || !is_dense {
+    let mut messages = found.next().unwrap_or_default();
+    // What came between the two reads is not counted in `unread`, and is pushed.
+    messages.retain(|message| message.seq <= now.last);
+    if messages.len() as u64 != step.missing() {
         return step.entry(SyncOutcome::Reload, Vec::new(), now.last);
     }
     let messages = messages.iter().map(|message| message.to_wire(now.epoch)).collect();
-    let entry = step.entry(SyncOutcome::Whole, messages, last);
+    let entry = step.entry(SyncOutcome::Whole, messages, now.last);
     if framed_len(entry.encoded_len()) + ENTRY_BYTES_MAX > frame_bytes {
-        return step.entry(SyncOutcome::Reload, Vec::new(), last);
+        return step.entry(SyncOutcome::Reload, Vec::new(), now.last);
     }
     entry
 }

@@ -6,9 +6,9 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Access, Ask, Request, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{Accepting, Access, Ask, Others, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
-use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq};
+use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq, SessionId};
 use crate::limits;
 use crate::ports::Page;
 
@@ -35,7 +35,8 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
         }
     }
     let positions = positions(&login.positions)?;
-    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions })
+    let resume = SessionId(login.resume_session_id);
+    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume })
 }
 
 fn positions(wire: &[v1::SyncFrom]) -> Result<Vec<SyncFrom>, Refusal> {
@@ -161,16 +162,17 @@ impl Member {
         context: &SessionContext,
     ) -> Result<(), Refusal> {
         let sync = v1::Sync::decode(payload).map_err(|_| BAD_PAYLOAD)?;
-        if sync.positions.is_empty() {
-            return Err(Refusal::new(Code::BadPayload, "Sync names at least one position"));
+        if sync.positions.is_empty() && !sync.others {
+            return Err(Refusal::new(Code::BadPayload, "Sync asks for nothing"));
         }
         let with_access = |from: SyncFrom| {
             let access = if self.may_use(from.conversation, context) { Access::Granted } else { Access::Denied };
             (from, access)
         };
         let positions = positions(&sync.positions)?.into_iter().map(with_access).collect();
+        let others = if sync.others { Others::Named(self.begin_look_up()) } else { Others::LeftOut };
         self.in_flight += 1;
-        actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions } });
+        actions.requests.push_back(Request { ticket, ask: Ask::Sync { user: self.user, positions, others } });
         Ok(())
     }
 
@@ -200,6 +202,7 @@ impl Member {
         let begun = watching.iter().filter(|lobby| !self.watching.contains(lobby));
         actions.interests.extend(begun.map(|lobby| Interest::Begins(ConversationId::Lobby(*lobby))));
         let names = watching.iter().map(|lobby| lobby.as_str().to_owned()).collect();
+        actions.is_hold_changed |= self.watching != watching;
         self.watching = watching;
         actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names });
         Ok(())

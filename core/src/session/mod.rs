@@ -15,10 +15,11 @@ use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
-use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, Settled, Ticket};
+use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, RoomsLookUp, Settled, Ticket};
 use crate::event::Membership;
-use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
+use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
+use crate::ports::Hold;
 
 /// What every session of a gateway shares.
 #[derive(Clone, Debug)]
@@ -60,10 +61,14 @@ enum State {
 struct Member {
     user: UserId,
     session: SessionId,
+    attachment: Attachment,
     device: Box<str>,
     in_flight: u16,
-    /// Ascending.
+    /// Ascending. As the archive said at the latest look-up, and as events have said since.
     rooms: Vec<RoomId>,
+    /// The latest look-up, and the rooms that events told of since it began: an answer does not know these changes.
+    look_up: RoomsLookUp,
+    changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
 }
 
@@ -83,8 +88,8 @@ pub struct Departed {
     pub user: UserId,
     /// The device.
     pub device: Box<str>,
-    /// The session that ended.
-    pub session: SessionId,
+    /// The connection that held it.
+    pub attachment: Attachment,
 }
 
 /// What an input led to. One value is reused for all connections of a shard and emptied after each.
@@ -98,6 +103,8 @@ pub struct Actions {
     pub requests: VecDeque<Request>,
     /// Changes for the shard's index.
     pub interests: Vec<Interest>,
+    /// What is kept for whoever resumes the session changed.
+    pub is_hold_changed: bool,
     /// Ends the connection after the replies went out; the Close frame is already among them.
     pub close: Option<CloseCode>,
 }
@@ -212,14 +219,16 @@ impl Session {
         let State::LoggingIn { bound: bound @ None } = &mut self.state else {
             return false;
         };
-        interests.extend(identity.rooms.iter().map(|room| Interest::Begins(ConversationId::Room(*room))));
         interests.extend(identity.watch.iter().map(|lobby| Interest::Begins(ConversationId::Lobby(*lobby))));
         *bound = Some(Box::new(Member {
             user: identity.user,
             session: identity.session,
+            attachment: identity.attachment,
             device: identity.device.as_str().into(),
             in_flight: 0,
-            rooms: identity.rooms.clone(),
+            rooms: Vec::new(),
+            look_up: RoomsLookUp::default(),
+            changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
         }));
         true
@@ -284,11 +293,32 @@ impl Session {
         }
     }
 
+    /// The rooms of the user, `rooms` ascending, as the archive had them when the look-up was made. Events that came
+    /// meanwhile are newer. An answer to any but the latest look-up is void.
+    pub fn handle_rooms(&mut self, look_up: RoomsLookUp, rooms: &[RoomId], interests: &mut Vec<Interest>) {
+        let (State::Ready(member) | State::LoggingIn { bound: Some(member) }) = &mut self.state else {
+            return;
+        };
+        if look_up != member.look_up {
+            return;
+        }
+        let mut now: Vec<RoomId> = rooms.iter().copied().filter(|room| !member.changed_rooms.contains(room)).collect();
+        now.extend(member.changed_rooms.iter().filter(|room| member.rooms.binary_search(room).is_ok()));
+        now.sort_unstable();
+        now.dedup();
+        let ended = member.rooms.iter().filter(|room| now.binary_search(room).is_err());
+        interests.extend(ended.map(|room| Interest::Ends(ConversationId::Room(*room))));
+        let begun = now.iter().filter(|room| member.rooms.binary_search(room).is_err());
+        interests.extend(begun.map(|room| Interest::Begins(ConversationId::Room(*room))));
+        member.rooms = now;
+    }
+
     /// A room's membership changed, and this user is the one who came or went.
     pub fn handle_membership(&mut self, room: RoomId, change: Membership, interests: &mut Vec<Interest>) {
         let (State::Ready(member) | State::LoggingIn { bound: Some(member) }) = &mut self.state else {
             return;
         };
+        member.note_changed(room);
         match (change, member.rooms.binary_search(&room)) {
             (Membership::Joined, Err(at)) => {
                 member.rooms.insert(at, room);
@@ -333,6 +363,25 @@ impl Session {
         self.member().map(|member| member.session)
     }
 
+    /// The connection's hold on the session, once known.
+    #[must_use]
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.member().map(|member| member.attachment)
+    }
+
+    /// What the hot store knows of a session that is logged in.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let State::Ready(member) = &self.state else { return None };
+        Some(Hold {
+            user: member.user,
+            device: member.device.as_ref().to_owned(),
+            session: member.session,
+            attachment: member.attachment,
+            watching: member.watching.clone(),
+        })
+    }
+
     fn member(&self) -> Option<&Member> {
         match &self.state {
             State::Ready(member) | State::LoggingIn { bound: Some(member) } => Some(member),
@@ -349,11 +398,31 @@ impl Session {
     }
 }
 
+/// Changes that a look-up in progress is held against; with more of them its answer is void.
+const CHANGED_ROOMS_MAX: usize = 64;
+
 impl Member {
+    /// A look-up of the rooms begins.
+    fn begin_look_up(&mut self) -> RoomsLookUp {
+        self.look_up = RoomsLookUp(self.look_up.0.wrapping_add(1));
+        self.changed_rooms.clear();
+        self.look_up
+    }
+
+    fn note_changed(&mut self, room: RoomId) {
+        if self.changed_rooms.contains(&room) {
+            return;
+        }
+        if self.changed_rooms.len() >= CHANGED_ROOMS_MAX {
+            self.begin_look_up();
+        }
+        self.changed_rooms.push(room);
+    }
+
     fn depart(self, interests: &mut Vec<Interest>) -> Departed {
         interests.extend(self.rooms.iter().map(|room| Interest::Ends(ConversationId::Room(*room))));
         interests.extend(self.watching.iter().map(|lobby| Interest::Ends(ConversationId::Lobby(*lobby))));
-        Departed { user: self.user, device: self.device, session: self.session }
+        Departed { user: self.user, device: self.device, attachment: self.attachment }
     }
 
     fn may_use(&self, conversation: ConversationId, context: &SessionContext) -> bool {

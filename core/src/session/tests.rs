@@ -33,11 +33,12 @@ impl Script {
         let identity = Identity {
             user: UserId(7),
             session: SessionId(70),
+            attachment: Attachment(71),
             device: "d".into(),
-            rooms: vec![RoomId(5)],
             watch: vec![],
         };
         assert!(script.session.handle_bind(&identity, &mut script.actions.interests));
+        script.session.handle_rooms(RoomsLookUp(0), &[RoomId(5)], &mut script.actions.interests);
         assert!(script.session.holds_pushes());
         script.session.handle_welcome(b"", &mut script.actions);
         assert!(script.session.is_ready());
@@ -207,6 +208,17 @@ fn a_client_that_sends_rubbish_is_answered_and_then_closed() {
 }
 
 #[test]
+fn a_head_above_the_largest_frame_ends_the_connection() {
+    let mut script = Script::ready();
+    let payload_bytes = u32::try_from(limits::FRAME_BYTES_MAX).expect("small");
+    let head = tidegate_proto::Head { kind: Kind::Send as u8, flags: 0, correlation: 1, payload_bytes };
+    let mut bytes = Bytes::copy_from_slice(&head.encode());
+    let error = frame::next_frame(&mut bytes, limits::FRAME_BYTES_MAX).expect_err("its payload is not waited for");
+    script.session.handle_frame_error(error, &mut script.actions);
+    assert_eq!(script.actions.close, Some(CloseCode::FrameTooLarge));
+}
+
+#[test]
 fn watching_changes_interest_once_and_as_a_whole() {
     let mut script = Script::ready();
     let lobby = ConversationId::Lobby("lobby_main".parse().expect("legal"));
@@ -239,4 +251,31 @@ fn membership_opens_and_closes_a_room_while_connected() {
     script.session.handle_membership(RoomId(8), Membership::Left, &mut script.actions.interests);
     script.send(3, "r_8", b"x");
     assert_eq!(script.refused(), [(3, Code::NotMember)]);
+}
+
+#[test]
+fn what_events_said_of_a_room_is_newer_than_the_look_up_they_met() {
+    let mut script = Script::ready();
+    let sync = v1::Sync { others: true, ..Default::default() };
+    script.command(Kind::Sync, 1, &sync);
+    let mut interests = Vec::new();
+    // While the archive is asked, the user leaves room 5 and joins room 6; the answer does not know either.
+    script.session.handle_membership(RoomId(5), Membership::Left, &mut interests);
+    script.session.handle_membership(RoomId(6), Membership::Joined, &mut interests);
+    interests.clear();
+    script.session.handle_rooms(RoomsLookUp(1), &[RoomId(5), RoomId(7)], &mut interests);
+    assert_eq!(interests, [Interest::Begins(ConversationId::Room(RoomId(7)))]);
+    script.send(2, "r_5", b"x");
+    script.send(3, "r_6", b"x");
+    script.send(4, "r_7", b"x");
+    assert_eq!(script.refused(), [(2, Code::NotMember), (4, Code::Overloaded)]);
+
+    // An answer that another look-up has overtaken is void; the latest one also takes rooms away.
+    interests.clear();
+    script.session.handle_rooms(RoomsLookUp(0), &[], &mut interests);
+    assert_eq!(interests, []);
+    let mut script = Script::ready();
+    script.command(Kind::Sync, 1, &sync);
+    script.session.handle_rooms(RoomsLookUp(1), &[], &mut interests);
+    assert_eq!(interests, [Interest::Ends(ConversationId::Room(RoomId(5)))]);
 }

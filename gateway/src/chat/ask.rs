@@ -33,8 +33,8 @@ pub enum Ask {
         /// Which part of it.
         range: Range,
     },
-    /// What is missing above these positions; at most `SYNC_POSITIONS_MAX`.
-    Sync(Vec<v1::SyncFrom>),
+    /// What is missing above positions, and maybe what there is besides.
+    Sync(v1::Sync),
     /// Begin to watch lobbies.
     Watch(Vec<String>),
 }

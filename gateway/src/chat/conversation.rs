@@ -158,6 +158,13 @@ impl Conversation {
         *self = Self { known: true, epoch, fetch, behind, settling_until, ..Self::new(self.place) };
     }
 
+    /// Showing begins after `seq`, unless it has begun.
+    pub fn follow_from(&mut self, epoch: u32, seq: u64) {
+        if !self.known {
+            self.begin(epoch, seq);
+        }
+    }
+
     /// Where the conversation stands, at a login.
     pub fn handle_position(&mut self, now: Instant, position: &v1::Position) {
         if !self.known {

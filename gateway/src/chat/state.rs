@@ -38,6 +38,8 @@ pub struct State {
     met: bool,
     /// To go on with after a reconnect.
     session: u64,
+    /// When to ask which conversations there are besides those known.
+    others_at: Option<Instant>,
     conversations: HashMap<String, Conversation>,
     watched: BTreeSet<String>,
     /// The next older messages are the answer to a command.
@@ -63,6 +65,7 @@ impl State {
             online: false,
             met: false,
             session: 0,
+            others_at: None,
             conversations: HashMap::new(),
             outbox: Outbox::default(),
             own_seen: VecDeque::new(),
@@ -127,6 +130,7 @@ impl State {
     pub fn is_at_rest(&self) -> bool {
         self.outbox.len() == 0
             && self.own_expected.is_empty()
+            && self.others_at.is_none()
             && !self.conversations.values().any(Conversation::is_busy)
     }
 
@@ -389,9 +393,7 @@ impl State {
                 self.asks.push_back(Ask::Receipt { conversation: id.clone(), delivered, read });
             }
         }
-        for ids in missing.chunks(SYNC_POSITIONS_MAX) {
-            self.asks.push_back(Ask::Sync(self.positions(ids.iter())));
-        }
+        self.ask_what_is_missing(now, &missing);
     }
 
     fn tell(&mut self, news: Option<OutboxNews>) {
@@ -447,6 +449,8 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod seeded_tests;
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;

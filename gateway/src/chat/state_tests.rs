@@ -108,6 +108,10 @@ fn sorted(asked: &[v1::SyncFrom]) -> Vec<v1::SyncFrom> {
     asked
 }
 
+fn sync(positions: &[v1::SyncFrom]) -> Ask {
+    Ask::Sync(v1::Sync { positions: positions.to_vec(), others: false })
+}
+
 fn newest(conversation: &str) -> Ask {
     Ask::History { conversation: conversation.into(), range: Range::Newest(OPENING_PAGE) }
 }
@@ -196,6 +200,23 @@ fn a_reconnect_repeats_what_was_under_way_and_fetches_what_was_missed() {
 }
 
 #[test]
+fn a_conversation_begun_during_an_outage_is_shown_from_what_is_unread() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    desk.state.handle_lost(desk.now);
+    desk.asks();
+    desk.lines();
+    let recent = vec![message("p_1_2", 3, 2, "three")];
+    desk.log_in_synced(&[position("p_1_2", 3, 1, 2)], recent, vec![synced(HOME, 3, vec![])]);
+    let asked = from("p_1_2", 1);
+    assert!(desk.asks().contains(&sync(std::slice::from_ref(&asked))));
+    let missed = synced("p_1_2", 3, vec![message("p_1_2", 2, 2, "two"), message("p_1_2", 3, 2, "three")]);
+    let reply = v1::SyncReply { synced: vec![missed], others: vec![] };
+    desk.state.handle_answer(desk.now, sync(&[asked]), Answer::Synced(reply));
+    assert_eq!(desk.lines(), ["[private] user 2: two", "[private] user 2: three"]);
+}
+
+#[test]
 fn what_a_login_had_no_room_for_is_asked_in_one_question() {
     let mut desk = Desk::online(&[position("r_7", 9, 9, 0), position("r_8", 4, 4, 0)], vec![]);
     desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
@@ -205,13 +226,13 @@ fn what_a_login_had_no_room_for_is_asked_in_one_question() {
     desk.log_in_synced(&[position("r_8", 4, 4, 0)], vec![], vec![not_member("r_7")]);
     let asks = desk.asks();
     let [Ask::Sync(asked)] = &asks[..] else { panic!("{asks:?}") };
-    assert_eq!(sorted(asked), [from(HOME, 3), from("r_8", 4)]);
+    assert_eq!(sorted(&asked.positions), [from(HOME, 3), from("r_8", 4)]);
     assert!(desk.state.rooms().eq(["r_8"]), "the other is none of the user's any more");
     // Again there is room for one only.
-    let first = synced(&asked[0].conversation_id, asked[0].seq, vec![]);
-    let reply = v1::SyncReply { synced: vec![first] };
+    let first = synced(&asked.positions[0].conversation_id, asked.positions[0].seq, vec![]);
+    let reply = v1::SyncReply { synced: vec![first], others: vec![] };
     desk.state.handle_answer(desk.now, asks[0].clone(), Answer::Synced(reply));
-    assert_eq!(desk.asks(), [Ask::Sync(vec![asked[1].clone()])]);
+    assert_eq!(desk.asks(), [sync(&asked.positions[1..])]);
 }
 
 #[test]
@@ -222,12 +243,18 @@ fn behind_is_answered_with_one_question_after_its_wait() {
     desk.lines();
     let in_room = v1::Behind { conversation_id: "r_7".into(), epoch: 1, after_seq: 9, last_seq: 11, spread_ms: 0 };
     desk.state.handle_push(desk.now, Push::Behind(in_room, Duration::ZERO));
-    assert_eq!(desk.asks(), [Ask::Sync(vec![from("r_7", 9)])]);
+    assert_eq!(desk.asks(), [sync(&[from("r_7", 9)])]);
     let missed = synced("r_7", 11, vec![message("r_7", 10, 2, "one"), message("r_7", 11, 2, "two")]);
-    let reply = v1::SyncReply { synced: vec![missed] };
-    desk.state.handle_answer(desk.now, Ask::Sync(vec![from("r_7", 9)]), Answer::Synced(reply));
+    let reply = v1::SyncReply { synced: vec![missed], others: vec![] };
+    desk.state.handle_answer(desk.now, sync(&[from("r_7", 9)]), Answer::Synced(reply));
     assert_eq!(desk.lines(), ["[room 7] user 2: one", "[room 7] user 2: two"]);
     desk.asks();
+
+    let memberships = v1::Behind { conversation_id: "r_8".into(), ..Default::default() };
+    desk.state.handle_push(desk.now, Push::Behind(memberships, Duration::ZERO));
+    assert_eq!(desk.asks(), [sync(&[from("r_8", 4)])]);
+    let reply = v1::SyncReply { synced: vec![synced("r_8", 4, vec![])], others: vec![] };
+    desk.state.handle_answer(desk.now, sync(&[from("r_8", 4)]), Answer::Synced(reply));
 
     let wait = Duration::from_secs(3);
     desk.state.handle_push(desk.now, Push::Behind(v1::Behind::default(), wait));
@@ -237,7 +264,23 @@ fn behind_is_answered_with_one_question_after_its_wait() {
     desk.state.handle_tick(desk.now);
     let asks = desk.asks();
     let [Ask::Sync(asked)] = &asks[..] else { panic!("{asks:?}") };
-    assert_eq!(sorted(asked), [from(HOME, 3), from("r_7", 11), from("r_8", 4)]);
+    assert_eq!(sorted(&asked.positions), [from(HOME, 3), from("r_7", 11), from("r_8", 4)]);
+    assert!(asked.others, "and whatever has begun meanwhile");
+    let answers = asked.positions.iter().map(|from| synced(&from.conversation_id, from.seq, vec![]));
+    let reply = v1::SyncReply { synced: answers.collect(), others: vec![position("p_1_2", 2, 0, 2)] };
+    desk.state.handle_answer(desk.now, asks[0].clone(), Answer::Synced(reply));
+    assert_eq!(desk.asks(), [sync(&[from("p_1_2", 0)])]);
+}
+
+#[test]
+fn behind_in_a_room_never_heard_of_begins_it_there() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.asks();
+    let joined = v1::MembershipChanged { conversation_id: "r_7".into(), user_id: 1, joined: true };
+    desk.state.handle_push(desk.now, Push::MembershipChanged(joined));
+    let behind = v1::Behind { conversation_id: "r_7".into(), epoch: 1, after_seq: 9, last_seq: 11, spread_ms: 0 };
+    desk.state.handle_push(desk.now, Push::Behind(behind, Duration::ZERO));
+    assert_eq!(desk.asks(), [sync(&[from("r_7", 9)])]);
 }
 
 #[test]

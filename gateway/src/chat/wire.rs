@@ -310,9 +310,7 @@ fn frame_of(ask: &Ask, correlation: u16) -> Frame {
             };
             Frame::from_message(Kind::History, correlation, &history)
         }
-        Ask::Sync(positions) => {
-            Frame::from_message(Kind::Sync, correlation, &v1::Sync { positions: positions.clone() })
-        }
+        Ask::Sync(sync) => Frame::from_message(Kind::Sync, correlation, sync),
         Ask::Watch(lobbies) => {
             let watch = v1::Watch { watch: lobbies.clone(), unwatch: Vec::new() };
             Frame::from_message(Kind::Watch, correlation, &watch)

@@ -20,10 +20,10 @@ mod unread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate_core::ids::{ConversationId, GatewayId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
 use tidegate_core::ports::{
-    Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary,
-    TokenState, UnreadCount,
+    Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant,
+    SequenceRun, Summary, TokenState, UnreadCount,
 };
 
 pub use self::config::RedisConfig;
@@ -88,8 +88,12 @@ impl HotStore for RedisHotStore {
         self.places(users).await
     }
 
-    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
         self.change_places(changes).await
+    }
+
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        self.kept_session(user, device, session).await
     }
 
     async fn beat(&self) -> PortResult<Beat> {

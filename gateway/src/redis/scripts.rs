@@ -23,6 +23,8 @@ pub(super) struct Scripts {
     pub(super) change_presence: Script,
     /// `presence.lua`.
     pub(super) presence: Script,
+    /// `resume.lua`.
+    pub(super) resume: Script,
     /// `beat.lua`.
     pub(super) beat: Script,
 }
@@ -52,6 +54,7 @@ impl Scripts {
             set_unread: unread_script!("scripts/set_unread.lua"),
             change_presence: beats_script!("scripts/change_presence.lua"),
             presence: beats_script!("scripts/presence.lua"),
+            resume: Script::from_lua(include_str!("scripts/resume.lua")),
             beat: beats_script!("scripts/beat.lua"),
         }
     }

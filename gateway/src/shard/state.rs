@@ -50,6 +50,8 @@ pub struct State {
     turn_begun: Rc<Notify>,
     drained: Rc<Notify>,
     is_draining: bool,
+    /// The slot from which on sessions are still to be renewed in this round.
+    renew_from: Option<Slot>,
     /// Pushes may have been lost on their way here; the next tick says so to everybody.
     has_missed_pushes: bool,
     /// Connections that are behind in a conversation.
@@ -87,6 +89,7 @@ impl State {
             turn_begun: Rc::default(),
             drained: Rc::default(),
             is_draining: false,
+            renew_from: None,
             has_missed_pushes: false,
             behind_connections: 0,
             was_heard: false,
@@ -185,17 +188,17 @@ impl State {
 
     /// A session that had been bound is no more: index, routes and presence follow.
     fn depart(&mut self, slot: Slot, departed: Option<Departed>) {
-        let Some(Departed { user, device, session }) = departed else {
+        let Some(Departed { user, device, attachment }) = departed else {
             return;
         };
         if self.index.remove_user(user, slot) == Edge::Yes {
             self.links.routes.remove(user, self.id);
         }
-        self.tell_departure(PresenceChange::Gone { user, device: device.into(), session });
+        self.tell_presence(PresenceChange::Gone { user, device: device.into(), attachment });
     }
 
-    /// If the queue is full the user's presence expires instead: late, not never.
-    fn tell_departure(&self, change: PresenceChange) {
+    /// If the queue is full the user's presence expires instead, or is renewed with the next round: late, not never.
+    fn tell_presence(&self, change: PresenceChange) {
         let mut change = VecDeque::from([change]);
         self.links.departures.offer(&mut change);
         if !change.is_empty() {
@@ -219,6 +222,11 @@ impl State {
             let mut interests = std::mem::take(&mut self.actions.interests);
             self.apply_interests(slot, &mut interests);
             self.actions.interests = interests;
+        }
+        if std::mem::take(&mut self.actions.is_hold_changed)
+            && let Some(hold) = self.connections[slot as usize].session.hold()
+        {
+            self.tell_presence(PresenceChange::Renewed(hold));
         }
         if !self.actions.replies.is_empty() {
             let replies = self.actions.replies.split();
@@ -376,6 +384,7 @@ impl State {
         if std::mem::take(&mut self.has_missed_pushes) {
             self.tell_everybody_missed();
         }
+        self.renew_presence();
         self.report();
     }
 

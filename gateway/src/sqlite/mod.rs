@@ -4,6 +4,8 @@
 //! that read ([`reader`]), over bounded queues. Always: no call blocks the task it comes from, what was answered is on
 //! the disk, a full queue or a late answer is an error and not a wait, and one process has the file ([`schema`]).
 
+mod ids;
+mod mark;
 mod reader;
 pub(crate) mod schema;
 mod writer;
@@ -25,6 +27,8 @@ use tokio::sync::oneshot;
 
 use crate::writing::Writing;
 
+use ids::{Ids, RECENT_MAX};
+use mark::Mark;
 use reader::Question;
 use writer::Change;
 
@@ -82,12 +86,14 @@ pub enum OpenError {
     Threads(std::io::Error),
 }
 
-/// An [`Archive`] in one file, with its log and its lock beside it (`-wal`, `-shm`, `.lock`).
+/// An [`Archive`] in one file, with its log and its lock beside it (`-wal`, `-shm`, `.lock`). The lock file also holds how
+/// far the archive was: if the file is replaced by an older copy, a new epoch begins.
 ///
 /// Dropping it waits until everything queued is written and the log is moved into the file.
 #[derive(Debug)]
 pub struct SqliteArchive {
     epoch: Epoch,
+    ids: Arc<Ids>,
     /// `None` only while it is dropped.
     queues: Option<Queues>,
     readers: Vec<JoinHandle<()>>,
@@ -110,8 +116,18 @@ impl SqliteArchive {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, RECENT_MAX)
+    }
+
+    fn open_with(path: &Path, recent_ids_max: usize) -> Result<Self, OpenError> {
         let lock = schema::lock(path)?;
-        let (connection, epoch) = schema::open_writer(path)?;
+        let (connection, epoch) = schema::open_writer(path, &lock)?;
+        let mark = Mark::new(lock.try_clone().map_err(OpenError::Threads)?);
+        let ids = Arc::new(Ids::new(recent_ids_max));
+        if let Err(error) = ids.recent_rows(&connection, std::iter::empty()) {
+            // A damaged file serves what can still be read of it; whoever needs the ids gets the error.
+            tracing::error!(%error, "the newest messages could not be read");
+        }
         let (changes, change_queue) = sync_channel(CHANGES_MAX);
         let (questions, question_queue) = sync_channel(QUESTIONS_MAX);
         let question_queue = Arc::new(Mutex::new(question_queue));
@@ -120,10 +136,11 @@ impl SqliteArchive {
             let (connection, queue) = (schema::open_reader(path)?, Arc::clone(&question_queue));
             readers.push(spawn("archive-reader", move || reader::run(connection, &queue))?);
         }
-        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue))?;
+        let of_writer = Arc::clone(&ids);
+        let writer = spawn("archive-writer", move || writer::run(connection, &change_queue, &of_writer, mark))?;
         let queues = Some(Queues { changes, questions });
         let writing = Writing::default();
-        Ok(Self { epoch, queues, readers, writer: Some(writer), writing, _lock: lock })
+        Ok(Self { epoch, ids, queues, readers, writer: Some(writer), writing, _lock: lock })
     }
 
     /// Writes what is queued, moves the log into the file and gives the file free.
@@ -233,8 +250,8 @@ impl Archive for SqliteArchive {
     }
 
     async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
-        let messages = messages.to_vec();
-        self.writing.learn("find", self.ask(move |connection| reader::find(connection, &messages)).await)
+        let (messages, ids) = (messages.to_vec(), Arc::clone(&self.ids));
+        self.writing.learn("find", self.ask(move |connection| reader::find(connection, &ids, &messages)).await)
     }
 
     async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
@@ -327,3 +344,6 @@ impl Archive for SqliteArchive {
         self.writing.is_well()
     }
 }
+
+#[cfg(test)]
+mod tests;

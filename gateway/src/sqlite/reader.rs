@@ -14,6 +14,7 @@ use tidegate_core::ids::{ConversationId, Epoch, MessageId, Millis, RoomId, Seq, 
 use tidegate_core::ports::{End, Page, PortResult, Room, Standing, User, Watermark, name_key};
 use tidegate_proto::v1::ContentType;
 
+use super::ids::{Ids, indexed_row};
 use super::{port_error, to_column};
 
 /// A question; answers for itself.
@@ -81,11 +82,15 @@ fn damaged(column: usize, error: impl std::error::Error + Send + Sync + 'static)
 
 /// See [`tidegate_core::ports::Archive::find`]. One cached statement per id: a list of ids in one statement is first
 /// sorted into a table of its own, which costs more than it saves.
-pub(super) fn find(connection: &Connection, messages: &[MessageId]) -> rusqlite::Result<Vec<StoredMessage>> {
-    let mut select = connection.prepare_cached(select_messages!("WHERE message_id = ?1"))?;
+pub(super) fn find(connection: &Connection, ids: &Ids, messages: &[MessageId]) -> rusqlite::Result<Vec<StoredMessage>> {
+    let recent = ids.recent_rows(connection, messages.iter().copied())?;
+    let mut select = connection.prepare_cached(select_messages!("WHERE row = ?1"))?;
     let mut found = Vec::new();
-    for id in messages {
-        found.extend(select.query_row([id.0], message).optional()?);
+    for (id, recent) in messages.iter().zip(recent) {
+        let row = if recent.is_some() { recent } else { indexed_row(connection, id)? };
+        if let Some(row) = row {
+            found.extend(select.query_row([row], message).optional()?);
+        }
     }
     Ok(found)
 }

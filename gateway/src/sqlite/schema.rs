@@ -11,13 +11,17 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tidegate_core::ids::Epoch;
 
 use super::OpenError;
+use super::mark::Reach;
 
 /// In order; a migration's number is its place, from 1.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_archive.sql"), include_str!("migrations/0002_conversation_epochs.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_archive.sql"),
+    include_str!("migrations/0002_conversation_epochs.sql"),
+    include_str!("migrations/0003_message_ids.sql"),
+];
 
-/// Pages kept in memory by the writer, in KiB. Insertions touch the id index at random; as long as it is in here they
-/// read nothing.
+/// Pages kept in memory by the writer, in KiB. Every new id is looked for in the table of ids, at random; as long as that is
+/// in here, nothing is read for it.
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// As above, for each reader; most of what it reads comes from the mapped file.
 const READER_CACHE_KIB: i64 = 8 * 1024;
@@ -25,10 +29,8 @@ const READER_CACHE_KIB: i64 = 8 * 1024;
 /// The part of the file that is read through a mapping, in bytes.
 const MMAP_BYTES: i64 = 1 << 30;
 
-/// Pages in the log before a commit moves them into the file: 64 MiB. Message ids are random, so each row writes a page of
-/// their index; the longer the log, the more rows share one page's way into the file. Measured with 1 M rows, 16
-/// conversations and batches of 256: 42,600 rows a second with 16,000 pages, 39,300 with 4,000. Pages of 1 or 2 KiB were
-/// no quicker.
+/// Pages in the log before a commit moves them into the file: 64 MiB. The longer the log, the more rows share one page's way
+/// into the file.
 const CHECKPOINT_PAGES: i64 = 16_000;
 
 /// Size the log is cut back to after a checkpoint, in bytes.
@@ -40,7 +42,8 @@ const STATEMENTS_MAX: usize = 64;
 /// How long a connection waits for another of this process (a reader during a checkpoint's end).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes the lock that keeps a second gateway out. It lasts as long as the file it returns, and ends with the process.
+/// Takes the lock that keeps a second gateway out. It lasts as long as the file it returns, and ends with the process. The
+/// file outlives the lock, with the mark in it ([`super::mark`]).
 ///
 /// # Errors
 /// [`OpenError::InUse`] if another process has it, [`OpenError::Directory`] if the directory cannot be written.
@@ -50,7 +53,8 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory).map_err(denied)?;
     }
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(denied)?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&lock_path).map_err(denied)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
@@ -58,11 +62,12 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens the connection that writes, and brings the tables to this program's version.
+/// Opens the connection that writes, brings the tables to this program's version and compares them with the mark in the lock
+/// file.
 ///
 /// # Errors
 /// [`OpenError::Newer`], or [`OpenError::Database`] if the file is no database, damaged or read-only.
-pub(super) fn open_writer(path: &Path) -> Result<(Connection, Epoch), OpenError> {
+pub(super) fn open_writer(path: &Path, lock: &File) -> Result<(Connection, Epoch), OpenError> {
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(failed)?;
     prepare(&connection, WRITER_CACHE_KIB).map_err(failed)?;
@@ -72,10 +77,31 @@ pub(super) fn open_writer(path: &Path) -> Result<(Connection, Epoch), OpenError>
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(failed)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX).map_err(failed)?;
     let known = MIGRATIONS.len();
-    match migrate(&mut connection).map_err(failed)? {
-        Migrated::Ready(epoch) => Ok((connection, epoch)),
-        Migrated::Newer(found) => Err(OpenError::Newer { path: path.to_owned(), found, known }),
-    }
+    let epoch = match migrate(&mut connection).map_err(failed)? {
+        Migrated::Ready(epoch) => epoch,
+        Migrated::Newer(found) => return Err(OpenError::Newer { path: path.to_owned(), found, known }),
+    };
+    let unreadable = |source| OpenError::Directory { path: beside(path, ".lock"), source };
+    let was = Reach::read(lock).map_err(unreadable)?;
+    let epoch = continue_from(&mut connection, was, epoch).map_err(failed)?;
+    Ok((connection, epoch))
+}
+
+/// The archive's epoch; a new one, greater than all there were, if the file is behind its mark.
+fn continue_from(connection: &mut Connection, was: Reach, epoch: Epoch) -> rusqlite::Result<Epoch> {
+    let is = match Reach::of(connection) {
+        Ok(is) if is < was => is,
+        Ok(_) => return Ok(epoch),
+        // A damaged file serves what can still be read of it.
+        Err(error) => {
+            tracing::error!(%error, "how far the archive is could not be read");
+            return Ok(epoch);
+        }
+    };
+    let epoch = fresh_epoch().max(Epoch(is.epoch.max(was.epoch).saturating_add(1)));
+    tracing::error!(was = was.row, is = is.row, epoch = epoch.0, "the archive is an older copy: a new epoch begins");
+    connection.execute("UPDATE archive_meta SET epoch = ?1", [epoch.0])?;
+    Ok(epoch)
 }
 
 /// Opens a connection that only reads.

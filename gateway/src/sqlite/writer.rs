@@ -4,7 +4,7 @@
 //! piled up while a commit was under way share the next one: the disk is made to wait for them once. Always: an answer
 //! of success follows the commit that holds it, and a refused batch takes no other with it.
 
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tidegate_core::event::{ReceiptMoved, StoredMessage};
@@ -12,6 +12,8 @@ use tidegate_core::ids::{ConversationId, Epoch, Millis, RoomId, Seq, UserId};
 use tidegate_core::ports::{Joined, PersistBatch, PortError, PortResult, Room, name_key};
 use tokio::sync::oneshot;
 
+use super::ids::{Ids, Staged, indexed_row};
+use super::mark::Mark;
 use super::reader::{last_seq, number};
 use super::{SERVICE, port_error, to_column};
 
@@ -39,9 +41,10 @@ struct Pending {
 }
 
 /// Works until the queue is closed and empty; then moves the log into the file, so that one file holds it all.
-pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>) {
+pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>, ids: &Ids, mut mark: Mark) {
     let mut other = None;
-    while let Some(change) = other.take().or_else(|| queue.recv().ok()) {
+    while let Some(change) = other.take().or_else(|| next(queue, &mut mark, &connection)) {
+        mark.is_behind();
         match change {
             Change::Other(work) => work(&mut connection),
             Change::Persist { batch, reply } => {
@@ -57,29 +60,66 @@ pub(super) fn run(mut connection: Connection, queue: &Receiver<Change>) {
                         Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                     }
                 }
-                commit_group(&mut connection, group);
+                commit_group(&mut connection, ids, group);
             }
         }
     }
+    mark.write(&connection);
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
         tracing::warn!(%error, "the archive's log stays beside its file; the next start takes it in");
     }
 }
 
+/// The next change. Keeps the mark meanwhile. `None` if there will be no more.
+fn next(queue: &Receiver<Change>, mark: &mut Mark, connection: &Connection) -> Option<Change> {
+    loop {
+        mark.keep(connection);
+        let change = match mark.due_in() {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => queue.recv_timeout(due),
+        };
+        match change {
+            Ok(change) => return Some(change),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
 /// One transaction for all; if that fails, one for each, so that everybody gets an answer of its own.
-fn commit_group(connection: &mut Connection, mut group: Vec<Pending>) {
+fn commit_group(connection: &mut Connection, ids: &Ids, mut group: Vec<Pending>) {
     // A caller that is gone has been answered by its deadline and will repeat the batch.
     group.retain(|pending| !pending.reply.is_closed());
-    let committed = in_transaction(connection, |connection| {
-        group.iter().try_for_each(|pending| write_batch(connection, &pending.batch))
-    });
+    let batches: Vec<_> = group.iter().map(|pending| &pending.batch).collect();
+    let committed = commit(connection, ids, &batches);
     let alone = group.len() == 1;
     for Pending { batch, reply } in group {
         let answer = match &committed {
-            Err(_) if !alone => in_transaction(connection, |connection| write_batch(connection, &batch)),
+            Err(_) if !alone => commit(connection, ids, &[&batch]),
             shared => shared.clone(),
         };
         let _ = reply.send(answer);
+    }
+}
+
+/// One transaction, and what it means for the ids.
+fn commit(connection: &mut Connection, ids: &Ids, batches: &[&PersistBatch]) -> PortResult<()> {
+    let mut staged = Staged::default();
+    let work = |connection: &Connection| {
+        batches.iter().try_for_each(|batch| write_batch(connection, ids, &mut staged, batch))?;
+        ids.make_room(connection, &mut staged).map_err(|error| port_error(&error))
+    };
+    match in_transaction(connection, work) {
+        Ok(()) => {
+            ids.committed(staged);
+            Ok(())
+        }
+        // It left no trace.
+        Err(conflict @ PortError::Conflict { .. }) => Err(conflict),
+        Err(error) => {
+            ids.doubt();
+            Err(error)
+        }
     }
 }
 
@@ -95,25 +135,39 @@ pub(super) fn in_transaction<T>(
     Ok(answer)
 }
 
-fn write_batch(connection: &Connection, batch: &PersistBatch) -> PortResult<()> {
-    write_messages(connection, &batch.messages)?;
+fn write_batch(connection: &Connection, ids: &Ids, staged: &mut Staged, batch: &PersistBatch) -> PortResult<()> {
+    write_messages(connection, ids, staged, &batch.messages)?;
     write_receipts(connection, &batch.receipts).map_err(|error| port_error(&error))
 }
 
-fn write_messages(connection: &Connection, messages: &[StoredMessage]) -> PortResult<()> {
+fn write_messages(
+    connection: &Connection,
+    ids: &Ids,
+    staged: &mut Staged,
+    messages: &[StoredMessage],
+) -> PortResult<()> {
     if messages.is_empty() {
         return Ok(());
     }
     let failed = |error| port_error(&error);
+    let recent = ids.recent_rows(connection, messages.iter().map(|message| message.message_id)).map_err(failed)?;
     let mut insert = connection
         .prepare_cached(
             "INSERT INTO messages (conversation_id, seq, message_id, sender_id, sent_at_ms, content_type, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (conversation_id, seq) DO NOTHING",
         )
         .map_err(failed)?;
     let mut text = ConversationText::default();
-    for message in messages {
+    for (message, recent) in messages.iter().zip(recent) {
         let conversation = text.of(message.conversation);
+        let known = match staged.row(&message.message_id).or(recent) {
+            None => indexed_row(connection, &message.message_id).map_err(failed)?,
+            known => known,
+        };
+        if let Some(row) = known {
+            confirm_place(connection, row, conversation, message)?;
+            continue;
+        }
         let inserted = insert
             .execute(params![
                 conversation,
@@ -126,8 +180,10 @@ fn write_messages(connection: &Connection, messages: &[StoredMessage]) -> PortRe
             ])
             .map_err(failed)?;
         if inserted == 0 {
-            confirm_stored(connection, conversation, message)?;
-        } else if let (ConversationId::Private { low, high }, Seq(1)) = (message.conversation, message.seq) {
+            return Err(conflict(conversation, message));
+        }
+        staged.add(&message.message_id, connection.last_insert_rowid());
+        if let (ConversationId::Private { low, high }, Seq(1)) = (message.conversation, message.seq) {
             for user in [low, high] {
                 admit(connection, user, conversation, message.sent_at).map_err(failed)?;
             }
@@ -136,17 +192,21 @@ fn write_messages(connection: &Connection, messages: &[StoredMessage]) -> PortRe
     Ok(())
 }
 
-/// The row was not inserted because its place or its id is taken: by itself?
-fn confirm_stored(connection: &Connection, conversation: &str, message: &StoredMessage) -> PortResult<()> {
+/// The archive has the message: in this place?
+fn confirm_place(connection: &Connection, row: i64, conversation: &str, message: &StoredMessage) -> PortResult<()> {
+    let failed = |error| port_error(&error);
     let mut stored = connection
-        .prepare_cached("SELECT 1 FROM messages WHERE conversation_id = ?1 AND seq = ?2 AND message_id = ?3")
-        .map_err(|error| port_error(&error))?;
-    let same = stored.exists(params![conversation, to_column(message.seq.0), message.message_id.0]);
-    if same.map_err(|error| port_error(&error))? {
-        return Ok(());
+        .prepare_cached("SELECT 1 FROM messages WHERE row = ?1 AND conversation_id = ?2 AND seq = ?3")
+        .map_err(failed)?;
+    match stored.exists(params![row, conversation, to_column(message.seq.0)]).map_err(failed)? {
+        true => Ok(()),
+        false => Err(conflict(conversation, message)),
     }
+}
+
+fn conflict(conversation: &str, message: &StoredMessage) -> PortError {
     let detail = format!("another message holds {conversation} {} or the id {}", message.seq.0, message.message_id);
-    Err(PortError::Conflict { service: SERVICE, detail })
+    PortError::Conflict { service: SERVICE, detail }
 }
 
 fn write_receipts(connection: &Connection, receipts: &[ReceiptMoved]) -> rusqlite::Result<()> {

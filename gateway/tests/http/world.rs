@@ -14,10 +14,10 @@ use tidegate::config::{CliOverrides, Config};
 use tidegate::http::{self, Bounds, Busy, HandOff, Life, Part, Setup};
 use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
-use tidegate_core::ids::{ConversationId, GatewayId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
 use tidegate_core::ports::{
-    Backend, Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PushQueue, PushTarget,
-    SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
+    Backend, Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushQueue,
+    PushTarget, SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -125,7 +125,8 @@ impl HotStore for MoodyHotStore {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
         settle(ends: &[(ConversationId, End)]) -> ();
         presence(users: &[UserId]) -> Vec<Presence>;
-        change_presence(changes: &[PresenceChange]) -> ();
+        change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
+        resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tidegate::redis::RedisHotStore;
 use tidegate_core::contract::hot_store::HotStoreFixture as _;
-use tidegate_core::ids::{SessionId, UserId};
-use tidegate_core::ports::{Beat, HotStore, PresenceChange};
+use tidegate_core::contract::hot_store::presence_cases::here;
+use tidegate_core::ids::UserId;
+use tidegate_core::ports::{Beat, HotStore};
 
 use super::{Fixture, eventually};
 
@@ -21,8 +22,7 @@ async fn fixture() -> Option<Fixture> {
 }
 
 async fn arrive(store: &RedisHotStore, device: &str) {
-    let here = PresenceChange::Here { user: USER, device: device.to_owned(), session: SessionId(1) };
-    store.change_presence(&[here]).await.expect("Redis answers");
+    store.change_presence(&[here(USER, device, 1)]).await.expect("Redis answers");
 }
 
 async fn places(store: &RedisHotStore) -> Vec<String> {

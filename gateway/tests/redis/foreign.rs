@@ -7,10 +7,9 @@ use bytes::Bytes;
 use fred::interfaces::{HashesInterface, KeysInterface, ListInterface};
 use fred::types::Expiration;
 use tidegate::redis::RedisHotStore;
-use tidegate_core::ids::{ConversationId, Epoch, RoomId, Seq, SessionId, UserId};
-use tidegate_core::ports::{
-    End, Filing, HotStore, PresenceChange, SequenceGrant, SequenceRun, TokenState, UnreadCount,
-};
+use tidegate_core::contract::hot_store::presence_cases::{gone, here, renewed};
+use tidegate_core::ids::{ConversationId, Epoch, RoomId, Seq, UserId};
+use tidegate_core::ports::{End, Filing, HotStore, SequenceGrant, SequenceRun, TokenState, UnreadCount};
 
 use super::{Fixture, eventually};
 
@@ -53,21 +52,21 @@ async fn a_status_names_the_latest_gateway_and_expires() {
     fixture.config.presence_ttl = Duration::from_secs(30);
     let (a, b) = (fixture.connect("a").await, fixture.connect("b").await);
     let key = fixture.key("user:status:42");
-    let here = |device: &str, session| PresenceChange::Here { user: USER, device: device.to_owned(), session };
-    let gone = |device: &str, session| PresenceChange::Gone { user: USER, device: device.to_owned(), session };
-    a.change_presence(&[here("phone", SessionId(0xabc))]).await.expect("Redis answers");
-    b.change_presence(&[here("desk", SessionId(2))]).await.expect("Redis answers");
+    a.change_presence(&[here(USER, "phone", 0xabc)]).await.expect("Redis answers");
+    b.change_presence(&[here(USER, "desk", 2)]).await.expect("Redis answers");
     let status: BTreeMap<String, String> = fixture.raw.hgetall(&key).await.expect("a hash");
     assert_eq!(status["gatewayId"], "b");
     assert!(status["device:phone"].starts_with("a|0000000000000abc|"), "{status:?}");
     assert_eq!(status.len(), 3);
     let ttl_s: i64 = fixture.raw.ttl(&key).await.expect("a key");
     assert!((25..=30).contains(&ttl_s), "{ttl_s}");
-    b.change_presence(&[gone("desk", SessionId(2))]).await.expect("Redis answers");
+    b.change_presence(&[gone(USER, "desk", 2)]).await.expect("Redis answers");
     let latest: String = fixture.raw.hget(&key, "gatewayId").await.expect("a field");
     assert_eq!(latest, "a");
-    a.change_presence(&[gone("phone", SessionId(0xabc))]).await.expect("Redis answers");
-    assert_eq!(fixture.raw.exists::<i64, _>(&key).await, Ok(0));
+    a.change_presence(&[gone(USER, "phone", 0xabc)]).await.expect("Redis answers");
+    assert_eq!(fixture.raw.hexists::<i64, _, _>(&key, "gatewayId").await, Ok(0), "away: sessions wait to be resumed");
+    let ttl_s: i64 = fixture.raw.ttl(&key).await.expect("a key");
+    assert!((55..=60).contains(&ttl_s), "{ttl_s}");
 }
 
 #[tokio::test]
@@ -75,18 +74,17 @@ async fn a_dead_gateway_is_forgotten_though_another_renews() {
     let Some(mut fixture) = Fixture::new().await else { return };
     fixture.config.presence_ttl = Duration::from_millis(1500);
     let (alive, dead) = (fixture.connect("alive").await, fixture.connect("dead").await);
-    let here = |device: &str| PresenceChange::Here { user: USER, device: device.to_owned(), session: SessionId(1) };
-    alive.change_presence(&[here("phone")]).await.expect("Redis answers");
-    dead.change_presence(&[here("desk")]).await.expect("Redis answers");
+    alive.change_presence(&[here(USER, "phone", 1)]).await.expect("Redis answers");
+    dead.change_presence(&[here(USER, "desk", 2)]).await.expect("Redis answers");
     eventually("only the living gateway holds the user", Duration::from_secs(10), || async {
-        alive.change_presence(&[PresenceChange::Renewed { user: USER }]).await.expect("Redis answers");
+        alive.change_presence(&[renewed(USER, "phone", 1)]).await.expect("Redis answers");
         let presence = alive.presence(&[USER]).await.expect("Redis answers");
         let gateways: BTreeSet<_> = presence[0].gateways.iter().map(ToString::to_string).collect();
         assert!(gateways.contains("alive"), "what is renewed stays");
         !gateways.contains("dead")
     })
     .await;
-    alive.change_presence(&[here("phone")]).await.expect("Redis answers");
+    alive.change_presence(&[here(USER, "phone", 1)]).await.expect("Redis answers");
     assert_eq!(fixture.raw.hexists::<i64, _, _>(fixture.key("user:status:42"), "device:desk").await, Ok(0));
 }
 

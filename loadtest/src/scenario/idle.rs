@@ -33,6 +33,7 @@ pub fn run(stage: &Stage<'_>, connections: u32, devices_per_user: u32, hold: Dur
     let plan = Plan {
         tcp: stage.tcp.clone(),
         conversations,
+        stuck_percent: 0,
         body_bytes: STAMP_BYTES,
         threads: stage.threads,
         seed: stage.seed,

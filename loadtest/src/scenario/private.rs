@@ -19,5 +19,5 @@ pub fn run(stage: &Stage<'_>, pairs: u32, load: &LoadOptions) -> anyhow::Result<
         conversations.push(PlannedConversation { id: format!("p_{lower}_{higher}"), members: vec![one, other] });
     }
     let parameters = json!({ "pairs": pairs, "load": load, "threads": stage.threads, "seed": stage.seed });
-    traffic::run(stage, "private", conversations, load, parameters)
+    traffic::run(stage, "private", conversations, 0, load, parameters)
 }

@@ -12,7 +12,13 @@ use crate::setup::in_parallel;
 ///
 /// # Errors
 /// If it cannot be set up.
-pub fn run(stage: &Stage<'_>, rooms: u32, members: u32, load: &LoadOptions) -> anyhow::Result<TrafficResult> {
+pub fn run(
+    stage: &Stage<'_>,
+    rooms: u32,
+    members: u32,
+    stuck_percent: u32,
+    load: &LoadOptions,
+) -> anyhow::Result<TrafficResult> {
     let size = members as usize;
     let users = stage.users(rooms as usize * size)?;
     let run = unique_run();
@@ -27,7 +33,9 @@ pub fn run(stage: &Stage<'_>, rooms: u32, members: u32, load: &LoadOptions) -> a
         .iter()
         .zip(users.chunks(size))
         .map(|(room, members)| PlannedConversation { id: room.conversation_id.clone(), members: members.to_vec() });
-    let parameters =
-        json!({ "rooms": rooms, "members": members, "load": load, "threads": stage.threads, "seed": stage.seed });
-    traffic::run(stage, "room", conversations.collect(), load, parameters)
+    let parameters = json!({
+        "rooms": rooms, "members": members, "stuck_percent": stuck_percent,
+        "load": load, "threads": stage.threads, "seed": stage.seed
+    });
+    traffic::run(stage, "room", conversations.collect(), stuck_percent, load, parameters)
 }

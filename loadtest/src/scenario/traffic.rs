@@ -32,6 +32,7 @@ pub fn run(
     stage: &Stage<'_>,
     name: &'static str,
     conversations: Vec<PlannedConversation>,
+    stuck_percent: u32,
     load: &LoadOptions,
     parameters: Value,
 ) -> anyhow::Result<TrafficResult> {
@@ -39,6 +40,7 @@ pub fn run(
     let plan = Plan {
         tcp: stage.tcp.clone(),
         conversations,
+        stuck_percent,
         body_bytes: load.body_bytes as usize,
         threads: stage.threads,
         seed: stage.seed,

@@ -149,7 +149,7 @@ fn answer_http(shared: &Shared, path: &str, user_id: u64, body: &Value) -> Value
             json!({ "user_id": user_id, "name": body["name"] })
         }
         ["", "api", "v1", "login"] => {
-            json!({ "token": format!("token-{}", state.users[body["name"].as_str().unwrap()]) })
+            json!({ "token": format!("token-{}", state.users[body["name"].as_str().unwrap()]), "unread": [] })
         }
         ["", "api", "v1", "rooms"] => {
             let room_id = state.conversations.len() + 1;

@@ -53,15 +53,21 @@ class Server:
 
     def login(self, token, device_id, watch, resume_session_id, positions):
         synced = [self.synced(question) for question in positions[: self.frame_entries]]
-        places = [WIRE.Position(conversation_id=id, epoch=self.epochs[id], last_seq=len(texts))
-                  for id, texts in self.stored.items() if not id.startswith("lobby_")]
-        return WIRE.LoginReply(session_id=7, resumed=resume_session_id == 7, watching=watch, synced=synced, positions=places)
+        return WIRE.LoginReply(
+            user_id=17, session_id=7, resumed=resume_session_id == 7, watching=watch, synced=synced, positions=self.places())
 
-    def sync(self, positions):
+    def places(self):
+        return [WIRE.Position(conversation_id=id, epoch=self.epochs[id], last_seq=len(texts))
+                for id, texts in self.stored.items() if not id.startswith("lobby_")]
+
+    def sync(self, positions, others):
         if len(positions) > SYNC_POSITIONS_MAX:
             raise AssertionError("too many positions")
         self.asked.append([position.conversation_id for position in positions])
-        return WIRE.SyncReply(synced=[self.synced(question) for question in positions[: self.frame_entries]])
+        named = {position.conversation_id for position in positions}
+        return WIRE.SyncReply(
+            synced=[self.synced(question) for question in positions[: self.frame_entries]],
+            others=[position for position in self.places() if others and position.conversation_id not in named])
 
     def history(self, id, after_seq, page_size):
         missing = self.messages(id, after_seq)
@@ -126,10 +132,18 @@ class Following(unittest.TestCase):
         self.assertEqual(self.server.asked, [[LOBBY]])
         self.follower.handle("KIND_BEHIND", WIRE.Behind(conversation_id=LOBBY, epoch=1, after_seq=2, last_seq=3))
         self.assertEqual(self.server.asked, [[LOBBY]], "known already")
+        self.follower.handle("KIND_BEHIND", WIRE.Behind(conversation_id=LOBBY))
+        self.assertEqual(self.server.asked.pop(), [LOBBY], "still a member?")
         self.follower.handle("KIND_BEHIND", WIRE.Behind(spread_ms=2000))
         self.assertEqual(sorted(self.server.asked[1]), [LOBBY, "r_7"])
         self.check()
         self.assertTrue(all(0 <= wait <= 2 for wait in self.waits), self.waits)
+
+    def test_behind_anywhere_finds_what_has_begun(self):
+        self.log_in()
+        self.server.say("p_5_17", 2)
+        self.follower.handle("KIND_BEHIND", WIRE.Behind())
+        self.check()
 
     def test_a_new_epoch_begins_anew(self):
         for number in (7, 8, 9):
@@ -163,6 +177,18 @@ class Following(unittest.TestCase):
         self.log_in()
         self.check()
         self.assertEqual(self.follower.positions(["r_7"]), [])
+
+    def test_a_room_is_followed_from_joining_to_leaving(self):
+        self.log_in()
+        self.server.say("r_7", 3)
+        changed = dict(conversation_id="r_7", user_id=17)
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=True, **changed))
+        self.check()
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=True, conversation_id="r_8", user_id=5))
+        del self.server.stored["r_7"]
+        self.follower.handle("KIND_MEMBERSHIP_CHANGED", WIRE.MembershipChanged(joined=False, **changed))
+        self.check()
+        self.assertEqual(self.follower.positions(["r_7", "r_8"]), [])
 
     def test_a_part_that_looks_whole_is_an_offence(self):
         self.server.say(LOBBY, 3)

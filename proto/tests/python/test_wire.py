@@ -84,6 +84,11 @@ CASES = {
     "sync_reply": [("SYNC_REPLY", 7, WIRE.SyncReply(synced=[
         WIRE.Synced(conversation_id="r_8", epoch=2),
         WIRE.Synced(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=1)]))],
+    "sync_others": [("SYNC", 8, WIRE.Sync(
+        positions=[WIRE.SyncFrom(conversation_id="p_17_42", epoch=1, seq=3)], others=True))],
+    "sync_reply_others": [("SYNC_REPLY", 8, WIRE.SyncReply(
+        synced=[WIRE.Synced(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=1)],
+        others=[WIRE.Position(conversation_id="p_5_17", epoch=1, last_seq=2, unread=2)]))],
     "error_slow_down": [("ERROR", 7, WIRE.Error(code=WIRE.CODE_SLOW_DOWN, text="slow down", retry_after_ms=1500))],
     "error_unknown_kind": [("ERROR", 8, WIRE.Error(code=WIRE.CODE_UNKNOWN_KIND, text="no such command"))],
     "error_token_expired_then_close": [

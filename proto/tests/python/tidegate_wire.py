@@ -232,9 +232,9 @@ class Connection:
             token=token, device_id=device_id, device_class=device_class, client=client, watch=watch,
             resume_session_id=resume_session_id, positions=positions))
 
-    def sync(self, positions):
+    def sync(self, positions, others: bool = False):
         """Asks what is missing above each SyncFrom. The reply answers a first part of them, in their order."""
-        return self.command("SYNC", self.wire.Sync(positions=positions))
+        return self.command("SYNC", self.wire.Sync(positions=positions, others=others))
 
     def send(self, conversation_id: str, body: str | bytes, client_msg_id: bytes | None = None):
         """Sends a message and returns its SendAck. Give the same client_msg_id again to repeat it."""
@@ -349,11 +349,13 @@ class Follower:
         self.device_id = device_id
         self.watch = list(watch)
         self.session_id = 0
+        self.user_id = 0
         self.shown = collections.defaultdict(list)
         self.unread = {}
         self._sleep = sleep
         self._places: dict[str, _Place] = {lobby: _Place() for lobby in watch}
         self._due: dict[str, None] = {}
+        self._others_due = False
 
     def login(self, connection, token: str):
         """Logs in over a new connection, goes on with the session, and is in sync when it returns the LoginReply."""
@@ -365,13 +367,10 @@ class Follower:
             raise WireError("another session was resumed")
         if not set(self.watch) <= set(reply.watching):
             raise WireError("a lobby is not watched")
-        self.session_id = reply.session_id
+        self.session_id, self.user_id = reply.session_id, reply.user_id
         self._due = dict.fromkeys(position.conversation_id for position in positions[len(asked) :])
-        for position in reply.positions:
-            self.unread[position.conversation_id] = position.unread
-            if position.conversation_id not in self._places:
-                self._place(position.conversation_id)
-                self._due[position.conversation_id] = None
+        self._others_due = False
+        self._found(reply.positions)
         self._answered(asked, reply.synced)
         self.sync()
         return reply
@@ -391,32 +390,49 @@ class Follower:
             self._take(push)
         elif kind == "KIND_BEHIND":
             self._behind(push)
+        elif kind == "KIND_MEMBERSHIP_CHANGED" and push.user_id == self.user_id:
+            if push.joined:
+                self._place(push.conversation_id)
+                self._due[push.conversation_id] = None
+            elif push.conversation_id in self._places:
+                self._forget(push.conversation_id)
         self.sync()
 
     def sync(self) -> None:
         """Asks about every conversation in which something may be missing, and applies the answers."""
-        while self._due:
+        while self._due or self._others_due:
             asked = self.positions(self._due)[:SYNC_POSITIONS_MAX]
-            if not asked:  # All of them were forgotten.
+            others, self._others_due = self._others_due, False
+            if not asked and not others:  # All of them were forgotten.
                 self._due.clear()
                 return
             for position in asked:
                 del self._due[position.conversation_id]
-            reply = self.connection.sync(asked)
-            if not reply.synced:
+            reply = self.connection.sync(asked, others)
+            if asked and not reply.synced:
                 raise WireError("a SyncReply that answers nothing")
             self._answered(asked, reply.synced)
+            self._found(reply.others)
 
     def _behind(self, behind) -> None:
         id = behind.conversation_id
         if id:
             place = self._place(id)
-            if (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
+            if behind.last_seq and (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
                 return
             self._due[id] = None
         else:
             self._due.update(dict.fromkeys(self._places))
+            self._others_due = True
         self._sleep(random.uniform(0, behind.spread_ms / 1000))
+
+    def _found(self, positions) -> None:
+        """What a login or an answer names; of what is new everything is asked for."""
+        for position in positions:
+            self.unread[position.conversation_id] = position.unread
+            if position.conversation_id not in self._places:
+                self._place(position.conversation_id)
+                self._due[position.conversation_id] = None
 
     def _answered(self, asked, synced) -> None:
         if len(synced) > len(asked):

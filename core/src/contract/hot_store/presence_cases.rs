@@ -1,21 +1,44 @@
 //! A user is where its live sessions are, and nowhere else.
 
 use super::{HotStoreFixture, gateway};
-use crate::ids::{GatewayId, SessionId, UserId};
-use crate::ports::{Beat, HotStore, PresenceChange};
+use crate::ids::{Attachment, GatewayId, LobbyName, SessionId, UserId};
+use crate::ports::{Beat, Hold, HotStore, PresenceChange, PresenceOutcome};
 
 const USER: UserId = UserId(7);
 
-fn here(user: UserId, device: &str, session: u64) -> PresenceChange {
-    PresenceChange::Here { user, device: device.to_owned(), session: SessionId(session) }
+/// A connection of that number, with a session of the same one.
+#[must_use]
+pub fn hold(user: UserId, device: &str, number: u64) -> Hold {
+    let (device, watching) = (device.to_owned(), Vec::new());
+    Hold { user, device, session: SessionId(number), attachment: Attachment(number), watching }
 }
 
-fn gone(user: UserId, device: &str, session: u64) -> PresenceChange {
-    PresenceChange::Gone { user, device: device.to_owned(), session: SessionId(session) }
+/// It comes.
+#[must_use]
+pub fn here(user: UserId, device: &str, number: u64) -> PresenceChange {
+    PresenceChange::Here(hold(user, device, number))
 }
 
-async fn change(store: &impl HotStore, changes: &[PresenceChange]) {
-    store.change_presence(changes).await.expect("the store answers");
+/// It stays.
+#[must_use]
+pub fn renewed(user: UserId, device: &str, number: u64) -> PresenceChange {
+    PresenceChange::Renewed(hold(user, device, number))
+}
+
+/// It goes.
+#[must_use]
+pub fn gone(user: UserId, device: &str, number: u64) -> PresenceChange {
+    PresenceChange::Gone { user, device: device.to_owned(), attachment: Attachment(number) }
+}
+
+async fn change(store: &impl HotStore, changes: &[PresenceChange]) -> Vec<PresenceOutcome> {
+    let outcomes = store.change_presence(changes).await.expect("the store answers");
+    assert_eq!(outcomes.len(), changes.len());
+    outcomes
+}
+
+fn taken_from(name: &str, number: u64) -> PresenceOutcome {
+    PresenceOutcome::TakenFrom { gateway: gateway(name), attachment: Attachment(number) }
 }
 
 /// Sorted, because the order of a user's gateways means nothing.
@@ -32,7 +55,7 @@ pub async fn a_user_is_where_its_sessions_are(fixture: &impl HotStoreFixture) {
     let (a, b) = (fixture.store("a").await, fixture.store("b").await);
     assert_eq!(places(&a, USER).await, []);
     change(&a, &[here(USER, "phone", 1), here(USER, "desk|top:1", u64::MAX)]).await;
-    change(&b, &[here(USER, "tablet", 3), PresenceChange::Renewed { user: USER }]).await;
+    change(&b, &[here(USER, "tablet", 3), renewed(USER, "tablet", 3)]).await;
     assert_eq!(places(&a, USER).await, [gateway("a"), gateway("b")]);
     change(&a, &[gone(USER, "phone", 1)]).await;
     assert_eq!(places(&b, USER).await, [gateway("a"), gateway("b")]);
@@ -47,8 +70,10 @@ pub async fn a_user_is_where_its_sessions_are(fixture: &impl HotStoreFixture) {
 /// A reconnect may be seen before the end of the connection it replaces.
 pub async fn a_device_taken_over_is_not_ended_by_its_former_session(fixture: &impl HotStoreFixture) {
     let a = fixture.store("a").await;
-    change(&a, &[here(USER, "phone", 1)]).await;
-    change(&a, &[here(USER, "phone", 2)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", 1)]).await, [PresenceOutcome::Done]);
+    assert_eq!(change(&a, &[here(USER, "phone", 2)]).await, [taken_from("a", 1)]);
+    assert_eq!(change(&a, &[here(USER, "phone", 2)]).await, [PresenceOutcome::Done], "a repetition");
+    assert_eq!(change(&a, &[renewed(USER, "phone", 1)]).await, [PresenceOutcome::HeldByAnother]);
     change(&a, &[gone(USER, "phone", 1)]).await;
     assert_eq!(places(&a, USER).await, [gateway("a")]);
     change(&a, &[gone(USER, "phone", 2)]).await;
@@ -59,9 +84,37 @@ pub async fn a_device_taken_over_is_not_ended_by_its_former_session(fixture: &im
 pub async fn a_device_moves_between_gateways(fixture: &impl HotStoreFixture) {
     let (a, b) = (fixture.store("a").await, fixture.store("b").await);
     change(&a, &[here(USER, "phone", 1)]).await;
-    change(&b, &[here(USER, "phone", 2)]).await;
+    assert_eq!(change(&b, &[here(USER, "phone", 2)]).await, [taken_from("a", 1)]);
+    assert_eq!(change(&a, &[renewed(USER, "phone", 1)]).await, [PresenceOutcome::HeldByAnother]);
     change(&a, &[gone(USER, "phone", 1)]).await;
     assert_eq!(places(&a, USER).await, [gateway("b")]);
+}
+
+/// A session whose connection ended waits for its device, with what it watched; nobody is present meanwhile.
+pub async fn a_session_can_be_resumed_by_its_device(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    let lobby = |name: &str| name.parse::<LobbyName>().expect("legal");
+    let first = Hold { watching: vec![lobby("lobby_main")], ..hold(USER, "phone", 1) };
+    change(&a, &[PresenceChange::Here(first.clone())]).await;
+    let resume = async |device: &'static str, session| {
+        b.resume(USER, device, SessionId(session)).await.expect("the store answers")
+    };
+    assert_eq!(resume("phone", 1).await, Some(vec![lobby("lobby_main")]), "before its end is noticed");
+    let watching = vec![lobby("lobby_eu"), lobby("lobby_main")];
+    change(&a, &[PresenceChange::Renewed(Hold { watching: watching.clone(), ..first })]).await;
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(places(&a, USER).await, []);
+    assert_eq!(resume("phone", 1).await, Some(watching.clone()));
+    assert_eq!((resume("phone", 2).await, resume("desk", 1).await), (None, None));
+    assert_eq!(b.resume(UserId(8), "phone", SessionId(1)).await.expect("the store answers"), None);
+
+    let second = Hold { attachment: Attachment(2), watching, ..hold(USER, "phone", 1) };
+    let outcome = change(&b, &[PresenceChange::Here(second)]).await;
+    assert_eq!(outcome, [PresenceOutcome::Done], "nobody had the device");
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(places(&a, USER).await, [gateway("b")]);
+    change(&b, &[here(USER, "phone", 3), gone(USER, "phone", 3)]).await;
+    assert_eq!((resume("phone", 1).await, resume("phone", 3).await), (None, Some(Vec::new())), "a new session");
 }
 
 /// Gateways renew what they hold; after a loss that alone brings their users back.
@@ -70,8 +123,9 @@ pub async fn renewal_makes_a_lost_user_present_again(fixture: &impl HotStoreFixt
     change(&a, &[here(USER, "phone", 1)]).await;
     fixture.lose_everything().await;
     assert_eq!(places(&a, USER).await, []);
-    change(&a, &[PresenceChange::Renewed { user: USER }]).await;
-    change(&b, &[PresenceChange::Renewed { user: USER }, PresenceChange::Renewed { user: USER }]).await;
+    assert_eq!(change(&a, &[renewed(USER, "phone", 1)]).await, [PresenceOutcome::Lost]);
+    let outcomes = change(&b, &[renewed(USER, "desk", 2), renewed(USER, "desk", 2)]).await;
+    assert_eq!(outcomes, [PresenceOutcome::Lost, PresenceOutcome::Done]);
     assert_eq!(places(&a, USER).await, [gateway("a"), gateway("b")]);
 }
 

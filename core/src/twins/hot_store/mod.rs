@@ -23,11 +23,11 @@ use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, Millis, Seq, UserId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Seq, SessionId, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, SequenceGrant, SequenceRun, Summary, TokenState,
-    UnreadCount,
+    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun,
+    Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -134,11 +134,15 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(users.iter().map(|user| state.places.of(*user, now)).collect())
     }
 
-    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<()> {
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
         let now = self.clock.now();
         let mut state = self.state();
-        changes.iter().for_each(|change| state.places.change(&self.gateway, change, now));
-        Ok(())
+        Ok(changes.iter().map(|change| state.places.change(&self.gateway, change, now)).collect())
+    }
+
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        let now = self.clock.now();
+        Ok(self.state().places.resume(user, device, session, now))
     }
 
     /// All gateways of this store live in its own process, so none is ever found dead.

@@ -2,8 +2,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::contract::hot_store::HotStoreFixture;
+use crate::contract::hot_store::presence_cases::{self, gone, here};
 use crate::ids::SessionId;
-use crate::limits::{PRESENCE_TTL, UNREAD_SEEDING_TTL};
+use crate::limits::{PRESENCE_TTL, SESSION_GRACE, UNREAD_SEEDING_TTL};
 
 /// Time passes when somebody sleeps.
 #[derive(Clone)]
@@ -55,14 +56,24 @@ mod contract {
 async fn presence_ends_unless_renewed() {
     let store = Fixture::new().0;
     let [renewed, forgotten] = [UserId(1), UserId(2)];
-    let here = |user| PresenceChange::Here { user, device: "phone".to_owned(), session: SessionId(1) };
-    store.change_presence(&[here(renewed), here(forgotten)]).await.expect("embedded");
+    store.change_presence(&[here(renewed, "phone", 1), here(forgotten, "phone", 2)]).await.expect("embedded");
     for _ in 0..3 {
         store.clock.sleep(PRESENCE_TTL / 2).await;
-        store.change_presence(&[PresenceChange::Renewed { user: renewed }]).await.expect("embedded");
+        store.change_presence(&[presence_cases::renewed(renewed, "phone", 1)]).await.expect("embedded");
     }
     let presence = store.presence(&[renewed, forgotten]).await.expect("embedded");
     assert_eq!(presence.iter().map(|p| p.gateways.len()).collect::<Vec<_>>(), [1, 0]);
+}
+
+#[tokio::test]
+async fn a_session_waits_for_its_grace_and_no_longer() {
+    let store = Fixture::new().0;
+    let user = UserId(1);
+    store.change_presence(&[here(user, "phone", 1), gone(user, "phone", 1)]).await.expect("embedded");
+    store.clock.sleep(SESSION_GRACE - Duration::from_millis(1)).await;
+    assert_eq!(store.resume(user, "phone", SessionId(1)).await, Ok(Some(Vec::new())));
+    store.clock.sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.resume(user, "phone", SessionId(1)).await, Ok(None));
 }
 
 #[tokio::test]

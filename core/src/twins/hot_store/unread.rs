@@ -115,11 +115,12 @@ impl Unread {
         self.tallies.entry(snapshot.conversation).or_default().replace(snapshot)
     }
 
-    /// Takes all counts from the archive. A conversation not among them is kept if the archive was never asked about it
-    /// (it began since); otherwise the user has left it.
+    /// Takes all counts from the archive, unless they are known by now: another login's were as exact, and these may be
+    /// older. A conversation not among them has begun since.
     pub(super) fn seed(&mut self, snapshots: &[UnreadCount]) -> Result<(), TooOld> {
-        let listed: std::collections::BTreeSet<_> = snapshots.iter().map(|snapshot| snapshot.conversation).collect();
-        self.tallies.retain(|conversation, tally| listed.contains(conversation) || tally.counted_to == Seq(0));
+        if self.seeding_until.is_none() {
+            return Ok(());
+        }
         snapshots.iter().try_for_each(|snapshot| self.replace(snapshot))?;
         self.seeding_until = None;
         Ok(())

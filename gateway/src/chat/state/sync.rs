@@ -32,13 +32,19 @@ impl State {
         self.me = login.user_id;
         self.session = login.session_id;
         self.online = true;
+        self.others_at = None;
         self.outbox.handle_online(login.max_body_bytes as usize);
         let unwatched: Vec<_> = self.watched.iter().filter(|lobby| !login.watching.contains(lobby)).cloned().collect();
         if !unwatched.is_empty() {
             self.asks.push_back(Ask::Watch(unwatched));
         }
         for position in &login.positions {
-            self.entry(&position.conversation_id).handle_position(now, position);
+            let conversation = self.entry(&position.conversation_id);
+            if again {
+                // It is new since the connection was lost; what was read is so on another device.
+                conversation.follow_from(position.epoch, position.read_seq);
+            }
+            conversation.handle_position(now, position);
         }
         if again {
             // Of those that the reply had no room for nothing is known.
@@ -78,15 +84,39 @@ impl State {
         }
     }
 
-    pub(super) fn handle_sync_reply(&mut self, now: Instant, asked: &[v1::SyncFrom], reply: v1::SyncReply) {
+    /// One question for all of `missing`, and for what else there is if that is due.
+    pub(super) fn ask_what_is_missing(&mut self, now: Instant, missing: &[String]) {
+        let mut others = self.others_at.take_if(|at| *at <= now).is_some();
+        if missing.is_empty() && others {
+            self.asks.push_back(Ask::Sync(v1::Sync { positions: Vec::new(), others }));
+        }
+        for ids in missing.chunks(SYNC_POSITIONS_MAX) {
+            self.asks.push_back(Ask::Sync(v1::Sync { positions: self.positions(ids.iter()), others }));
+            others = false;
+        }
+    }
+
+    pub(super) fn handle_sync_reply(&mut self, now: Instant, asked: &v1::Sync, reply: v1::SyncReply) {
         // Those that had no room are asked for at once; if that is all of them, something is wrong.
         let again = if reply.synced.is_empty() { now + UNANSWERED_DELAY } else { now };
-        let (answered, rest) = asked.split_at(reply.synced.len().min(asked.len()));
+        let (answered, rest) = asked.positions.split_at(reply.synced.len().min(asked.positions.len()));
         self.handle_synced(now, answered, reply.synced);
         for from in rest {
             if let Some(conversation) = self.conversations.get_mut(&from.conversation_id) {
                 conversation.ask_again(again);
             }
+        }
+        reply.others.iter().for_each(|position| self.handle_other(now, position));
+    }
+
+    /// A conversation that was not asked about.
+    fn handle_other(&mut self, now: Instant, position: &v1::Position) {
+        let conversation = self.entry(&position.conversation_id);
+        if conversation.stands_at().is_none() && !conversation.is_busy() {
+            conversation.follow_from(position.epoch, position.read_seq);
+            conversation.handle_position(now, position);
+        } else {
+            conversation.handle_behind(now, Some((position.epoch, position.last_seq)));
         }
     }
 
@@ -94,13 +124,25 @@ impl State {
     pub(super) fn handle_behind(&mut self, behind: &v1::Behind, at: Instant) {
         if behind.conversation_id.is_empty() {
             self.conversations.values_mut().for_each(|conversation| conversation.handle_behind(at, None));
-        } else if let Some(conversation) = self.conversations.get_mut(&behind.conversation_id) {
-            conversation.handle_behind(at, Some((behind.epoch, behind.last_seq)));
+            self.others_at = Some(self.others_at.map_or(at, |earlier| earlier.min(at)));
+        } else {
+            let conversation = self.entry(&behind.conversation_id);
+            if behind.last_seq > 0 && !conversation.is_busy() {
+                // Of a room that another device joined nothing may have been heard yet.
+                conversation.follow_from(behind.epoch, behind.after_seq);
+            }
+            // Where no message is missing a membership may be: the answer says so.
+            let newest = (behind.last_seq > 0).then_some((behind.epoch, behind.last_seq));
+            conversation.handle_behind(at, newest);
         }
     }
 
-    pub(super) fn handle_no_sync(&mut self, now: Instant, asked: &[v1::SyncFrom], error: &v1::Error) {
-        for from in asked {
+    pub(super) fn handle_no_sync(&mut self, now: Instant, asked: &v1::Sync, error: &v1::Error) {
+        if asked.others && error.code().may_retry() {
+            let delay = Duration::from_millis(error.retry_after_ms.into()).max(UNANSWERED_DELAY);
+            self.others_at = Some(now + delay);
+        }
+        for from in &asked.positions {
             let Some(conversation) = self.conversations.get_mut(&from.conversation_id) else { continue };
             if error.code().may_retry() {
                 conversation.fetch_later(now, u64::from(error.retry_after_ms));

@@ -5,8 +5,9 @@
 -- ARGV[2] seconds counts live
 
 local counts, tallies = KEYS[1], KEYS[2]
-if not call('HGET', tallies, 'state') then
-  -- Nobody has asked, or the answer to it was lost with what was filed since: stays unknown.
+if call('HGET', tallies, 'state') ~= 'seeding' then
+  -- Nobody has asked, or the answer to it was lost with what was filed since: stays unknown. Or they are known by now:
+  -- another login's were as exact, and these may be older.
   return 0
 end
 
@@ -31,13 +32,9 @@ while at <= #ARGV[1] do
   end
   write_tally(counts, tallies, 'known', conversation, tally)
 end
--- Conversations not among them are kept if the archive was never asked about them (they began since); otherwise the user
--- has left them.
+-- Conversations not among them have begun since.
 for conversation, packed in pairs(before) do
-  local tally = read_tally(packed)
-  if tally.counted_to == 0 then
-    write_tally(counts, tallies, 'known', conversation, tally)
-  end
+  write_tally(counts, tallies, 'known', conversation, read_tally(packed))
 end
 call('HSET', tallies, 'state', 'known')
 call('EXPIRE', counts, ARGV[2])

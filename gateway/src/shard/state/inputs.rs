@@ -7,8 +7,10 @@ use bytes::{Bytes, BytesMut};
 use tidegate_core::delivery::{Encoded, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{ConversationId, Place, RoomId, UserId};
+use tidegate_core::limits::DEPARTURES_MAX;
 use tidegate_core::ports::PresenceChange;
 use tidegate_proto::Kind;
+use tidegate_proto::v1::CloseCode;
 
 use super::{State, seconds};
 use crate::shard::behind;
@@ -41,10 +43,19 @@ impl State {
                     }
                     let _ = bound.send(is_bound);
                 }
+                ShardInput::Rooms { connection: key, look_up, rooms, known } => {
+                    let mut interests = Vec::new();
+                    if let Some(connection) = self.of_key(key).filter(|connection| connection.phase == Phase::Open) {
+                        connection.session.handle_rooms(look_up, &rooms, &mut interests);
+                        self.apply_interests(key.slot, &mut interests);
+                        // The reception may have given up.
+                        let _ = known.send(());
+                    }
+                }
                 ShardInput::Welcome { ticket, reply, identity } => {
                     if !self.welcome(ticket, &reply) {
-                        let (user, session) = (identity.user, identity.session);
-                        self.tell_departure(PresenceChange::Gone { user, device: identity.device, session });
+                        let (user, attachment) = (identity.user, identity.attachment);
+                        self.tell_presence(PresenceChange::Gone { user, device: identity.device, attachment });
                     }
                 }
                 ShardInput::Refused { ticket, code, close } => {
@@ -68,8 +79,39 @@ impl State {
                         self.apply_actions(ticket.connection.slot);
                     }
                 }
+                ShardInput::Replaced { user, attachment } => {
+                    let is_it =
+                        |slot: &&Slot| self.connections[**slot as usize].session.attachment() == Some(attachment);
+                    if let Some(slot) = self.index.of_user(user).iter().find(is_it).copied() {
+                        self.end_session(slot, CloseCode::Replaced);
+                    }
+                }
+                ShardInput::RenewPresence => {
+                    self.renew_from = Some(0);
+                    self.renew_presence();
+                }
                 ShardInput::Drain => self.drain(),
             }
+        }
+    }
+
+    /// Tells the hot store about a part of the sessions; the rest follows with the next ticks, so that a shard of many
+    /// connections neither stops for it nor floods the queue.
+    pub(super) fn renew_presence(&mut self) {
+        /// A quarter of the queue, for all that other shards and endings need of it.
+        const RENEWALS_AT_ONCE: usize = DEPARTURES_MAX / 4;
+        let Some(from) = self.renew_from.take() else { return };
+        let mut left = RENEWALS_AT_ONCE;
+        for slot in from as usize..self.connections.capacity() {
+            if left == 0 {
+                self.renew_from = Some(Slot::try_from(slot).expect("slots are u32"));
+                return;
+            }
+            let Some(hold) = self.connections.get(slot).and_then(|connection| connection.session.hold()) else {
+                continue;
+            };
+            self.tell_presence(PresenceChange::Renewed(hold));
+            left -= 1;
         }
     }
 

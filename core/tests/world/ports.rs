@@ -1,0 +1,551 @@
+//! The fault layer: every port call of a gateway passes here, goes wrong as the seed says, and is shown to the ledger.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tidegate_core::clock::Clock as _;
+use tidegate_core::event::{IngestEvent, PushEvent, StoredMessage};
+use tidegate_core::ids::{
+    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
+};
+use tidegate_core::ports::{
+    Archive, Backend, Beat, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue,
+    Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer,
+    PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount, User,
+    Watermark,
+};
+use tidegate_core::twins::archive::MemoryArchive;
+use tidegate_core::twins::hot_store::EmbeddedHotStore;
+use tidegate_core::twins::queues::{
+    EmbeddedIngestConsumer, EmbeddedIngestQueue, EmbeddedPushConsumer, EmbeddedPushQueue,
+};
+
+use crate::broker::{Broker, BrokerConsumer, BrokerPushConsumer};
+use crate::faults::{Fate, Faults};
+use crate::ledger::Ledger;
+use crate::sim::Sim;
+
+/// What all gateways' ports share.
+#[derive(Clone)]
+pub struct Shared {
+    pub sim: Sim,
+    pub faults: Arc<Faults>,
+    /// Whether faults happen at present.
+    pub is_faulty: Arc<AtomicBool>,
+    pub ledger: Arc<Ledger>,
+}
+
+impl Shared {
+    fn fate(&self) -> Fate {
+        if self.is_faulty.load(Ordering::Relaxed) { self.faults.fate(&self.sim) } else { Fate::Smooth }
+    }
+
+    pub fn happens(&self, per_mille: u64) -> bool {
+        per_mille > 0 && self.is_faulty.load(Ordering::Relaxed) && self.sim.chance(per_mille)
+    }
+
+    /// One port call.
+    async fn call<T>(
+        &self,
+        what: &'static str,
+        operation: impl Future<Output = PortResult<T>> + Send,
+    ) -> PortResult<T> {
+        let fate = self.fate();
+        if fate != Fate::Smooth {
+            self.sim.trace(|| format!("{what}: {fate:?}"));
+        }
+        self.sim.pause().await;
+        self.sim.count(match fate {
+            Fate::Smooth => "call",
+            Fate::FailsBefore => "call failed before",
+            Fate::FailsAfter => "call failed after",
+            Fate::Slow(_) => "call was slow",
+            Fate::Hangs { .. } => "call hung",
+        });
+        match fate {
+            Fate::Smooth => {
+                let answer = operation.await;
+                self.sim.stroll().await;
+                answer
+            }
+            Fate::FailsBefore => Err(unavailable(what)),
+            Fate::FailsAfter => {
+                operation.await?;
+                self.sim.pause().await;
+                Err(unavailable(what))
+            }
+            Fate::Slow(delay) => {
+                self.sim.sleep(delay).await;
+                let answer = operation.await;
+                self.sim.sleep(delay).await;
+                answer
+            }
+            Fate::Hangs { until, is_done } => {
+                self.sim.sleep(until).await;
+                if is_done {
+                    operation.await?;
+                    self.sim.pause().await;
+                }
+                Err(unavailable(what))
+            }
+        }
+    }
+}
+
+fn unavailable(what: &'static str) -> PortError {
+    PortError::Unavailable { service: what, detail: "a fault of the world".into() }
+}
+
+/// One gateway's way to the queues.
+pub enum Queues {
+    Embedded(EmbeddedIngestQueue, EmbeddedPushQueue),
+    Services(Broker),
+}
+
+/// One gateway's backends. It is all four ports itself.
+pub struct Ports {
+    pub shared: Shared,
+    pub gateway: GatewayId,
+    pub queues: Queues,
+    pub hot: EmbeddedHotStore<Sim>,
+    pub archive: MemoryArchive,
+}
+
+impl Backend for Ports {
+    type Ingest = Self;
+    type Push = Self;
+    type Hot = Self;
+    type Archive = Self;
+
+    fn ingest(&self) -> &Self {
+        self
+    }
+
+    fn push(&self) -> &Self {
+        self
+    }
+
+    fn hot(&self) -> &Self {
+        self
+    }
+
+    fn archive(&self) -> &Self {
+        self
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// MQ1
+
+impl IngestQueue for Ports {
+    type Confirm = Pin<Box<dyn Future<Output = PortResult<()>> + Send>>;
+    type Consumer = Consumer;
+
+    fn partitions(&self) -> u32 {
+        self.shared.faults.partitions
+    }
+
+    async fn publish(&self, partition: Partition, events: Vec<IngestEvent>) -> PortResult<Self::Confirm> {
+        let shared = self.shared.clone();
+        // An error means here that the batch was not handed over: nothing may fail after it was.
+        match shared.fate() {
+            Fate::FailsBefore | Fate::FailsAfter => return Err(unavailable("publish")),
+            Fate::Hangs { until, .. } => {
+                shared.sim.sleep(until).await;
+                return Err(unavailable("publish"));
+            }
+            Fate::Slow(delay) => shared.sim.sleep(delay).await,
+            Fate::Smooth => shared.sim.pause().await,
+        }
+        let is_lost = shared.happens(shared.faults.confirm_lost);
+        if is_lost && shared.sim.chance(300) {
+            shared.sim.trace(|| format!("the broker says no to {} events", events.len()));
+            return Ok(Box::pin(async { Err(unavailable("confirm")) }));
+        }
+        let confirm = match &self.queues {
+            Queues::Embedded(queue, _) => queue.publish(partition, events).await?.boxed(),
+            Queues::Services(broker) if broker.publish(partition, events) => async { Ok(()) }.boxed(),
+            Queues::Services(_) => async { Err(unavailable("a full queue")) }.boxed(),
+        };
+        let delay = shared.happens(shared.faults.slow).then(|| shared.sim.up_to_ms(1000));
+        Ok(Box::pin(async move {
+            if let Some(delay) = delay {
+                shared.sim.sleep(delay).await;
+            }
+            shared.sim.stroll().await;
+            if is_lost {
+                shared.sim.trace(|| "a confirm is lost".into());
+                shared.sim.count("confirm lost");
+                return Err(unavailable("confirm"));
+            }
+            confirm.await
+        }))
+    }
+
+    async fn bury(&self, _: Partition, letters: Vec<DeadLetter>) -> PortResult<()> {
+        panic!("the archive takes whatever happens in this world: {letters:?}");
+    }
+
+    async fn consume(&self, partition: Partition) -> PortResult<Consumer> {
+        let inner = self.shared.call("consume", async {
+            Ok(match &self.queues {
+                Queues::Embedded(queue, _) => ConsumerKind::Embedded(queue.consume(partition).await?),
+                Queues::Services(broker) => ConsumerKind::Services(broker.consume(partition)),
+            })
+        });
+        Ok(Consumer { shared: self.shared.clone(), inner: inner.await?, given: VecDeque::new() })
+    }
+}
+
+enum ConsumerKind {
+    Embedded(EmbeddedIngestConsumer),
+    Services(BrokerConsumer),
+}
+
+/// A consumer of MQ1 that shows the ledger what its engine acknowledges.
+pub struct Consumer {
+    shared: Shared,
+    inner: ConsumerKind,
+    given: VecDeque<(DeliveryTag, Vec<IngestEvent>)>,
+}
+
+impl IngestConsumer for Consumer {
+    async fn next_batch(&mut self, events_max: usize) -> PortResult<IngestBatch> {
+        // Now and then one event at a time, so that batches are cut everywhere.
+        let events_max = if self.shared.sim.chance(200) { 1 } else { events_max };
+        let batch = self
+            .shared
+            .call("next_batch", async {
+                match &mut self.inner {
+                    ConsumerKind::Embedded(consumer) => consumer.next_batch(events_max).await,
+                    ConsumerKind::Services(consumer) => consumer.next_batch(events_max).await,
+                }
+            })
+            .await?;
+        self.given.push_back((batch.up_to, batch.events.clone()));
+        Ok(batch)
+    }
+
+    async fn ack(&mut self, up_to: DeliveryTag) -> PortResult<()> {
+        while let Some((_, events)) = self.given.pop_front_if(|(tag, _)| *tag <= up_to) {
+            self.shared.ledger.acking(&events);
+        }
+        let acknowledge = async {
+            match &mut self.inner {
+                ConsumerKind::Embedded(consumer) => consumer.ack(up_to).await,
+                ConsumerKind::Services(consumer) => consumer.ack(up_to),
+            }
+        };
+        self.shared.call("ack", acknowledge).await
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// MQ2
+
+impl PushQueue for Ports {
+    type Consumer = Pushes;
+
+    async fn publish(&self, batches: Vec<(PushTarget, Vec<PushEvent>)>) -> PortResult<Vec<GatewayId>> {
+        let events: Vec<PushEvent> = batches.iter().flat_map(|(_, events)| events.iter().cloned()).collect();
+        self.shared.ledger.pushing(&events);
+        let publish = async {
+            match &self.queues {
+                Queues::Embedded(_, queue) => queue.publish(batches).await,
+                Queues::Services(broker) => Ok(broker.push(batches)),
+            }
+        };
+        let gone = self.shared.call("push", publish).await?;
+        self.shared.ledger.pushed(&events);
+        Ok(gone)
+    }
+
+    async fn consume(&self) -> PortResult<Pushes> {
+        let inner = self.shared.call("consume pushes", async {
+            Ok(match &self.queues {
+                Queues::Embedded(_, queue) => PushesKind::Embedded(queue.consume().await?),
+                Queues::Services(broker) => PushesKind::Services(broker.consume_pushes(&self.gateway)),
+            })
+        });
+        Ok(Pushes { shared: self.shared.clone(), inner: inner.await?, late: VecDeque::new() })
+    }
+}
+
+enum PushesKind {
+    Embedded(EmbeddedPushConsumer),
+    Services(BrokerPushConsumer),
+}
+
+/// A consumer of MQ2 that loses, delays, doubles and reorders.
+pub struct Pushes {
+    shared: Shared,
+    inner: PushesKind,
+    late: VecDeque<(Millis, Vec<PushEvent>)>,
+}
+
+impl PushConsumer for Pushes {
+    async fn next_batch(&mut self, events_max: usize) -> PortResult<Vec<PushEvent>> {
+        if matches!(self.shared.fate(), Fate::FailsBefore | Fate::Hangs { .. }) {
+            return Err(unavailable("pushes"));
+        }
+        let sim = self.shared.sim.clone();
+        loop {
+            let now = sim.now();
+            let due = std::iter::from_fn(|| self.late.pop_front_if(|(at, _)| *at <= now));
+            let due: Vec<PushEvent> = due.flat_map(|(_, batch)| batch).collect();
+            if !due.is_empty() {
+                return Ok(due);
+            }
+            let wait = self.late.front().map(|(at, _)| Duration::from_millis(at.0 - now.0));
+            let late = async {
+                match wait {
+                    Some(wait) => sim.sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let next = async {
+                match &mut self.inner {
+                    PushesKind::Embedded(consumer) => consumer.next_batch(events_max).await,
+                    PushesKind::Services(consumer) => consumer.next_batch().await,
+                }
+            };
+            let events = tokio::select! {
+                biased;
+                () = late => continue,
+                events = next => events?,
+            };
+            sim.stroll().await;
+            let events = self.mistreat(events);
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}
+
+impl Pushes {
+    /// What a broker loses it loses by whole messages: a batch behind its mark.
+    fn mistreat(&mut self, events: Vec<PushEvent>) -> Vec<PushEvent> {
+        let (shared, sim) = (&self.shared, &self.shared.sim);
+        let faults = &shared.faults;
+        let mut out = Vec::with_capacity(events.len());
+        for batch in events.chunk_by(|_, next| !matches!(next, PushEvent::Marked(_))) {
+            if shared.happens(faults.push_dropped) {
+                sim.trace(|| format!("pushes are lost: {}", batch.iter().map(brief).collect::<Vec<_>>().join(", ")));
+                sim.count("push lost");
+                continue;
+            }
+            if shared.happens(faults.push_doubled) {
+                sim.count("push doubled");
+                out.push(batch.to_vec());
+            }
+            if shared.happens(faults.push_late) {
+                sim.count("push late");
+                let at = Millis(sim.now().0 + sim.below(3000));
+                let place = self.late.partition_point(|(other, _)| *other <= at);
+                self.late.insert(place, (at, batch.to_vec()));
+            } else {
+                out.push(batch.to_vec());
+            }
+        }
+        if out.len() > 1 && shared.happens(faults.push_reordered) {
+            sim.count("pushes reordered");
+            let at = sim.below(out.len() as u64) as usize;
+            out.rotate_left(at);
+        }
+        out.concat()
+    }
+}
+
+fn brief(event: &PushEvent) -> String {
+    match event {
+        PushEvent::Sequenced { conversation, seq, .. } => format!("{conversation} {}", seq.0),
+        PushEvent::ReceiptMoved(receipt) => format!("receipt of {} in {}", receipt.user.0, receipt.conversation),
+        PushEvent::Rejected { user, .. } => format!("rejection for {}", user.0),
+        PushEvent::Replaced { user, attachment } => format!("replaced {:x} of {}", attachment.0, user.0),
+        PushEvent::Marked(mark) => format!("batch {} of {:x}", mark.after, mark.stream.0),
+        PushEvent::MembershipChanged { conversation, user, .. } => format!("member {} of {conversation}", user.0),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Hot store
+
+impl HotStore for Ports {
+    async fn sequence(&self, runs: &[SequenceRun]) -> PortResult<Vec<SequenceGrant>> {
+        let grants = self.shared.call("sequence", self.hot.sequence(runs)).await?;
+        self.shared.sim.trace(|| {
+            let asked: Vec<_> = runs.iter().map(|run| (run.conversation, run.end.last.0, run.count)).collect();
+            format!("{} sequences {asked:?}: {grants:?}", self.gateway)
+        });
+        Ok(grants)
+    }
+
+    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
+        self.shared.call("settle", self.hot.settle(ends)).await
+    }
+
+    async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
+        self.shared.call("presence", self.hot.presence(users)).await
+    }
+
+    async fn change_presence(&self, changes: &[PresenceChange]) -> PortResult<Vec<PresenceOutcome>> {
+        self.shared.call("change_presence", self.hot.change_presence(changes)).await
+    }
+
+    async fn resume(&self, user: UserId, device: &str, session: SessionId) -> PortResult<Option<Vec<LobbyName>>> {
+        self.shared.call("resume", self.hot.resume(user, device, session)).await
+    }
+
+    async fn beat(&self) -> PortResult<Beat> {
+        self.shared.call("beat", self.hot.beat()).await
+    }
+
+    async fn file(&self, filings: &[Filing]) -> PortResult<()> {
+        self.shared.ledger.filing(filings);
+        self.shared.call("file", self.hot.file(filings)).await?;
+        self.shared.ledger.filed(filings);
+        Ok(())
+    }
+
+    async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
+        self.shared.call("take_summary", self.hot.take_summary(user)).await
+    }
+
+    async fn peek_inbox(&self, user: UserId, max: usize) -> PortResult<Vec<Bytes>> {
+        self.shared.call("peek_inbox", self.hot.peek_inbox(user, max)).await
+    }
+
+    async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
+        self.shared.call("seed_unread", self.hot.seed_unread(user, counts)).await
+    }
+
+    async fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> PortResult<()> {
+        self.shared.call("set_unread", self.hot.set_unread(counts)).await
+    }
+
+    async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
+        self.shared.call("put_token", self.hot.put_token(token, user, ttl)).await
+    }
+
+    async fn token_states(&self, tokens: &[&str]) -> PortResult<Vec<TokenState>> {
+        self.shared.call("token_states", self.hot.token_states(tokens)).await
+    }
+
+    async fn delete_token(&self, token: &str) -> PortResult<bool> {
+        self.shared.call("delete_token", self.hot.delete_token(token)).await
+    }
+
+    async fn ping(&self) -> PortResult<()> {
+        Ok(())
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Archive
+
+impl Archive for Ports {
+    fn epoch(&self) -> Epoch {
+        self.archive.epoch()
+    }
+
+    async fn find(&self, messages: &[MessageId]) -> PortResult<Vec<StoredMessage>> {
+        self.shared.call("find", self.archive.find(messages)).await
+    }
+
+    async fn ends(&self, conversations: &[ConversationId]) -> PortResult<Vec<End>> {
+        self.shared.call("ends", self.archive.ends(conversations)).await
+    }
+
+    /// The archive of a world never goes back.
+    async fn begin_epoch(&self, conversations: &[(ConversationId, Epoch)]) -> PortResult<Vec<Epoch>> {
+        let text = format!("guarantee 4: {} begins a new epoch of {conversations:?} without need", self.gateway);
+        self.shared.sim.violation(text);
+        self.archive.begin_epoch(conversations).await
+    }
+
+    async fn persist(&self, batch: &PersistBatch) -> PortResult<()> {
+        let commit = async {
+            match self.archive.persist(batch).await {
+                Ok(()) => self.shared.ledger.committed(batch),
+                // Who repeats this for ever does not come to rest.
+                Err(error) => {
+                    self.shared.sim.trace(|| format!("{} cannot persist: {error}", self.gateway));
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        self.shared.call("persist", commit).await
+    }
+
+    async fn history(&self, conversation: ConversationId, page: Page, size: u32) -> PortResult<Vec<StoredMessage>> {
+        self.shared.call("history", self.archive.history(conversation, page, size)).await
+    }
+
+    async fn missing(&self, after: &[(ConversationId, Seq)], max_each: u32) -> PortResult<Vec<Vec<StoredMessage>>> {
+        self.shared.call("missing", self.archive.missing(after, max_each)).await
+    }
+
+    async fn watermarks(&self, conversations: &[ConversationId]) -> PortResult<Vec<Vec<Watermark>>> {
+        self.shared.call("watermarks", self.archive.watermarks(conversations)).await
+    }
+
+    async fn standings(&self, user: UserId, max: usize) -> PortResult<Vec<Standing>> {
+        self.shared.call("standings", self.archive.standings(user, max)).await
+    }
+
+    async fn standings_of(&self, pairs: &[(UserId, ConversationId)]) -> PortResult<Vec<Standing>> {
+        self.shared.call("standings_of", self.archive.standings_of(pairs)).await
+    }
+
+    async fn create_user(&self, name: &str, password_hash: &str, at: Millis) -> PortResult<Option<UserId>> {
+        self.archive.create_user(name, password_hash, at).await
+    }
+
+    async fn user_by_name(&self, name: &str) -> PortResult<Option<(User, String)>> {
+        self.archive.user_by_name(name).await
+    }
+
+    async fn users(&self, ids: &[UserId]) -> PortResult<Vec<User>> {
+        self.shared.call("users", self.archive.users(ids)).await
+    }
+
+    async fn create_room(&self, name: &str, owner: UserId, capacity: u32, at: Millis) -> PortResult<Room> {
+        self.archive.create_room(name, owner, capacity, at).await
+    }
+
+    async fn room(&self, room: RoomId) -> PortResult<Option<Room>> {
+        self.archive.room(room).await
+    }
+
+    async fn rooms(&self, before: Option<RoomId>, size: u32) -> PortResult<Vec<Room>> {
+        self.archive.rooms(before, size).await
+    }
+
+    async fn join_room(&self, room: RoomId, user: UserId, at: Millis) -> PortResult<Joined> {
+        self.archive.join_room(room, user, at).await
+    }
+
+    async fn leave_room(&self, room: RoomId, user: UserId) -> PortResult<bool> {
+        self.archive.leave_room(room, user).await
+    }
+
+    async fn members(&self, rooms: &[RoomId]) -> PortResult<Vec<Vec<UserId>>> {
+        self.shared.call("members", self.archive.members(rooms)).await
+    }
+
+    async fn rooms_of(&self, user: UserId) -> PortResult<Vec<RoomId>> {
+        self.shared.call("rooms_of", self.archive.rooms_of(user)).await
+    }
+
+    async fn ping(&self) -> PortResult<()> {
+        Ok(())
+    }
+}
