@@ -65,6 +65,12 @@ impl Process {
         self.child.wait().expect("it is our child");
     }
 
+    /// `-STOP`, `-CONT`, ... to the process.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
     /// Whether it still runs.
     pub fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
