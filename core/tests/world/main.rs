@@ -2,7 +2,7 @@
 //!
 //! Method:
 //! 1. A world is one number; everything below is drawn from it. Nothing in it reads a clock, uses a thread or waits for
-//!    anything real: `sim` polls one ready task after the other, and time moves only when nobody is ready.
+//!    anything real (whole worlds run side by side): `sim` polls one ready task after the other, and time moves only when nobody is ready.
 //! 2. `stage` makes one or two gateways of real parts of core (sessions, acceptors, engines, reception, presence) over
 //!    core's twins or over a `broker` that outlives gateways, and a handful of `client`s that write, read and sync as
 //!    PROTOCOL.md says.
@@ -74,27 +74,64 @@ fn the_guarantees_hold_in_every_world() {
         return;
     }
     let seeds = variable("TIDEGATE_WORLD_SEEDS").unwrap_or(SEEDS);
-    let (mut steps, mut messages) = (0, 0);
-    let mut counts = Counts::new();
-    for seed in 0..seeds {
-        let outcome = play(seed, false);
-        steps += outcome.steps;
-        messages += outcome.messages;
-        outcome.counts.into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count);
-        if let Some(violation) = outcome.violation {
-            let lines = play(seed, true).lines;
-            lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| eprintln!("{line}"));
-            panic!(
-                "seed {seed}: {violation}\n\
-                 TIDEGATE_WORLD_SEED={seed} cargo test -p tidegate-core --test world repeats it"
-            );
-        }
+    let total = play_all(seeds);
+    if let Some((seed, violation)) = total.failed {
+        let lines = play(seed, true).lines;
+        lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| eprintln!("{line}"));
+        panic!(
+            "seed {seed}: {violation}\n\
+             TIDEGATE_WORLD_SEED={seed} cargo test -p tidegate-core --test world repeats it"
+        );
     }
+    let Total { steps, messages, counts, .. } = total;
     eprintln!("{seeds} worlds, {steps} steps, {messages} messages acknowledged; {counts:?}");
     // A world in which nothing happens proves nothing.
     assert!(messages as u64 > 5 * seeds, "{messages} messages in {seeds} worlds");
     for what in EVENTS {
         assert!(counts.get(what).is_some_and(|count| count * 100 >= seeds), "too rare: {what}, {counts:?}");
+    }
+}
+
+/// What all worlds of a run amount to.
+#[derive(Default)]
+struct Total {
+    steps: u64,
+    messages: usize,
+    counts: Counts,
+    /// The lowest seed that a thread came to whose world broke a rule.
+    failed: Option<(u64, String)>,
+}
+
+/// Worlds know nothing of each other, so every core plays some. A thread ends with its first failure.
+fn play_all(seeds: u64) -> Total {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let play_some = |first: u64| {
+        let mut total = Total::default();
+        for seed in (first..seeds).step_by(threads) {
+            let outcome = play(seed, false);
+            total.steps += outcome.steps;
+            total.messages += outcome.messages;
+            outcome.counts.into_iter().for_each(|(what, count)| *total.counts.entry(what).or_default() += count);
+            if let Some(violation) = outcome.violation {
+                total.failed = Some((seed, violation));
+                break;
+            }
+        }
+        total
+    };
+    std::thread::scope(|scope| {
+        let played: Vec<_> = (0..threads as u64).map(|first| scope.spawn(move || play_some(first))).collect();
+        played.into_iter().map(|thread| thread.join().unwrap()).reduce(Total::and).unwrap_or_default()
+    })
+}
+
+impl Total {
+    fn and(mut self, other: Self) -> Self {
+        self.steps += other.steps;
+        self.messages += other.messages;
+        other.counts.into_iter().for_each(|(what, count)| *self.counts.entry(what).or_default() += count);
+        self.failed = [self.failed, other.failed].into_iter().flatten().min();
+        self
     }
 }
 
