@@ -291,7 +291,8 @@ pub enum PresenceOutcome {
 pub enum Beat {
     /// It has heard of this process before.
     Known,
-    /// It has not, or has forgotten everything since: the gateway's sessions are to be renewed now.
+    /// It has not, or may have forgotten something since, everything or the last seconds: the gateway's sessions are to be
+    /// renewed now.
     Unknown,
 }
 

@@ -5,7 +5,7 @@
 //! What must hold: while Redis does not answer, calls fail at once and nothing is queued for it (the keeper's own ping is
 //! all that asks), so memory does not grow; when it answers again, calls pass again without anybody's help.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ struct Shared {
     address: String,
     connected: RwLock<Connected>,
     answers: AtomicBool,
+    /// Times it became false.
+    outages: AtomicU64,
     /// Told when `answers` becomes false.
     doubt: Notify,
     calls: Semaphore,
@@ -82,6 +84,7 @@ impl Link {
             address,
             connected: RwLock::new(Connected { client, task }),
             answers: AtomicBool::new(true),
+            outages: AtomicU64::new(0),
             doubt: Notify::new(),
             calls: Semaphore::new(CALLS_MAX),
         });
@@ -105,6 +108,11 @@ impl Link {
             }
         })
         .await
+    }
+
+    /// Times Redis did not answer. After each it may be another one, with another memory.
+    pub(super) fn outages(&self) -> u64 {
+        self.shared.outages.load(Ordering::Acquire)
     }
 
     /// Runs a command within the command timeout.
@@ -170,6 +178,7 @@ impl Shared {
             return PortError::Refused { service: SERVICE, detail: format!("{}: {error}", self.address) };
         }
         if self.answers.swap(false, Ordering::AcqRel) {
+            self.outages.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(server = %self.address, %error, "redis does not answer");
             self.doubt.notify_one();
         }

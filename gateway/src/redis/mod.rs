@@ -17,6 +17,7 @@ mod sequences;
 mod tokens;
 mod unread;
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +50,8 @@ pub struct RedisHotStore {
     keys: Keys,
     scripts: Scripts,
     link: Link,
+    /// The link's outages when it beat last.
+    outages_beaten: AtomicU64,
     writing: Writing,
 }
 
@@ -70,6 +73,7 @@ impl RedisHotStore {
             keys,
             scripts: Scripts::new(),
             link,
+            outages_beaten: AtomicU64::new(0),
             writing: Writing::default(),
         })
     }

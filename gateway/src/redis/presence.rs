@@ -3,6 +3,8 @@
 //! Changes or users of the port come in, places go out, cut into calls of a bounded size; a change is not sent before the
 //! one ahead of it is done, because they apply in order.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use fred::types::{Key, Value};
 use tidegate_core::ids::{Attachment, GatewayId, LobbyName, SessionId, UserId};
@@ -80,10 +82,13 @@ impl RedisHotStore {
             Value::from(self.process.as_str()),
             Value::from(millis(self.gateway_ttl)),
         ];
+        let outages = self.link.outages();
         let reply = self.link.run(&self.scripts.beat, vec![self.keys.beats()], args).await?;
+        // After an outage it may be a replica that has taken over and remembers an earlier beat, but not all that followed.
+        let was_away = self.outages_beaten.swap(outages, Ordering::AcqRel) != outages;
         match reply.as_i64() {
-            Some(1) => Ok(Beat::Known),
-            Some(0) => Ok(Beat::Unknown),
+            Some(1) if !was_away => Ok(Beat::Known),
+            Some(0 | 1) => Ok(Beat::Unknown),
             _ => Err(unexpected("beat")),
         }
     }
