@@ -6,7 +6,7 @@
 //! 2. `stage` makes one or two gateways of real parts of core (sessions, acceptors, engines, reception, presence) over
 //!    core's twins or over a `broker` that outlives gateways, and a handful of `client`s that write, read and sync as
 //!    PROTOCOL.md says.
-//! 3. `ports` and `faults`: port calls fail before, fail after, are slow, hang; confirms and pushes are lost, late, doubled,
+//! 3. `ports`, `queues` and `faults`: port calls fail before, fail after, are slow, hang; confirms and pushes are lost, late, doubled,
 //!    reordered; engines end at any poll, consumers are cut off, the hot store is lost, gateways die.
 //! 4. The `ledger` knows what was promised and holds the rules that must hold at every moment. When faults have stopped and
 //!    everybody has come to rest, the `judge` compares archive, screens and counts: DESIGN's guarantees 1 to 6.
@@ -22,6 +22,7 @@ mod gateway;
 mod judge;
 mod ledger;
 mod ports;
+mod queues;
 mod random;
 mod shard;
 mod sim;
