@@ -282,7 +282,8 @@ pub enum PresenceOutcome {
     /// [`PresenceChange::Renewed`]: the store did not know the session any more, or only an earlier connection of the device:
     /// it lost something, or went back to an earlier state. Pushes may have passed the session by.
     Lost,
-    /// [`PresenceChange::Renewed`]: a later connection has the device. Nothing was changed.
+    /// A later connection has the device. Nothing was changed. For a [`PresenceChange::Here`] this means that it came late, or
+    /// that the gateways' clocks disagree by more than the time between the two logins.
     HeldByAnother,
 }
 

@@ -191,8 +191,13 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             attachment,
             watching: identity.watch.clone(),
         });
-        if let Some(PresenceOutcome::TakenFrom { gateway, attachment }) = hot.change_presence(&[here]).await?.pop() {
-            self.replace(user.id, gateway, attachment).await;
+        match hot.change_presence(&[here]).await?.pop() {
+            Some(PresenceOutcome::TakenFrom { gateway, attachment }) => {
+                self.replace(user.id, gateway, attachment).await;
+            }
+            // This login was slow, and its client has connected anew meanwhile: a reason to come again, not to stay away.
+            Some(PresenceOutcome::HeldByAnother) => return Err(Refusal { code: Code::Unavailable, close: None }),
+            _ => {}
         }
         let positions = self.with_access(user.id, &rooms, positions);
         let reply = self.login_reply(ticket, &user, &identity, resumed, &positions).await?;

@@ -106,6 +106,7 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
     /// [`ServiceError::RoomUnknown`], or a port's error.
     pub async fn leave(&self, room: RoomId, user: UserId) -> ServiceResult<()> {
         if self.backend.archive().leave_room(room, user).await? {
+            self.forget_unread(room, user).await;
             self.announce(room, user, Membership::Left).await;
             return Ok(());
         }
@@ -135,8 +136,8 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
         Ok(rooms)
     }
 
-    /// What was written before the join is not unread. The hot store may still have the count of an earlier membership; if
-    /// it cannot be reached, the count is wrong in the fast view only: logins show the archive's.
+    /// What was written before a join is not unread, and what was not read before leaving neither. If the hot store cannot be
+    /// reached, the count is wrong in the fast view only: logins show the archive's.
     async fn forget_unread(&self, room: RoomId, user: UserId) {
         let conversation = ConversationId::Room(room);
         let reset = async {

@@ -186,6 +186,10 @@ impl HotStore for Ports {
         self.shared.call("seed_unread", self.hot.seed_unread(user, counts)).await
     }
 
+    async fn forget_unread(&self, users: &[UserId]) -> PortResult<()> {
+        self.shared.call("forget_unread", self.hot.forget_unread(users)).await
+    }
+
     async fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> PortResult<()> {
         self.shared.call("set_unread", self.hot.set_unread(counts)).await
     }

@@ -10,7 +10,7 @@ use tidegate_core::clock::Clock as _;
 use tidegate_core::event::{IngestEvent, PushEvent};
 use tidegate_core::ids::{GatewayId, Millis, Partition};
 use tidegate_core::ports::{
-    DeliveryTag, IngestBatch, IngestConsumer, IngestQueue, PortResult, PushConsumer, PushQueue, PushTarget,
+    DeadLetter, DeliveryTag, IngestBatch, IngestConsumer, IngestQueue, PortResult, PushConsumer, PushQueue, PushTarget,
 };
 use tidegate_core::twins::queues::{EmbeddedIngestConsumer, EmbeddedPushConsumer};
 
@@ -64,6 +64,12 @@ impl IngestQueue for Ports {
             }
             confirm.await
         }))
+    }
+
+    /// Nothing here is unfit to be stored.
+    async fn bury(&self, _partition: Partition, letters: Vec<DeadLetter>) -> PortResult<()> {
+        self.shared.sim.violation(format!("guarantee 1: a good event is buried: {letters:?}"));
+        Ok(())
     }
 
     async fn consume(&self, partition: Partition) -> PortResult<Consumer> {

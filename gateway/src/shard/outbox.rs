@@ -19,6 +19,14 @@ pub struct Outbox {
     pending_bytes: usize,
     /// The first frame is partly sent: it must be finished before anything else.
     is_front_begun: bool,
+    /// Pushes that wait for the reply to a login, which they must not precede.
+    held: Option<Box<Held>>,
+}
+
+/// Apart, because few connections are in the middle of a login.
+#[derive(Debug, Default)]
+struct Held {
+    frames: Vec<Bytes>,
 }
 
 /// The frame does not fit.
@@ -48,14 +56,35 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds a frame before everything that has not begun to leave: the login reply before pushes that were held back.
-    pub fn enqueue_first(&mut self, frame: Bytes) {
+    /// Keeps a push back until [`Outbox::release`]. It counts from now on.
+    ///
+    /// # Errors
+    /// As for [`Outbox::enqueue`].
+    pub fn hold(&mut self, frame: Bytes, bytes_max: usize) -> Result<(), OutboxFull> {
+        if self.pending_bytes + frame.len() > bytes_max {
+            return Err(OutboxFull);
+        }
         self.pending_bytes += frame.len();
-        self.frames.insert(usize::from(self.is_front_begun), frame);
+        self.held.get_or_insert_default().frames.push(frame);
+        Ok(())
+    }
+
+    /// Adds the login's reply, which has room whatever is pending, and behind it what was held back.
+    pub fn release(&mut self, reply: Bytes) {
+        self.pending_bytes += reply.len();
+        self.frames.push_back(reply);
+        self.frames.extend(self.held.take().into_iter().flat_map(|held| held.frames));
+    }
+
+    /// The login failed: what was held back is not for whoever logs in next.
+    pub fn drop_held(&mut self) {
+        let held = self.held.take().into_iter().flat_map(|held| held.frames);
+        self.pending_bytes -= held.map(|frame| frame.len()).sum::<usize>();
     }
 
     /// Drops what has not begun to leave and makes `last` the end: the stream stays whole, and memory is freed.
     pub fn end_with(&mut self, last: Bytes) {
+        self.held = None;
         self.frames.truncate(usize::from(self.is_front_begun));
         self.frames.push_back(last);
         self.pending_bytes = self.frames.iter().map(Bytes::len).sum();
@@ -64,7 +93,7 @@ impl Outbox {
     /// Whether nothing is pending.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.pending_bytes == 0
     }
 
     /// Bytes pending.
@@ -169,10 +198,24 @@ mod tests {
     }
 
     #[test]
-    fn the_login_reply_overtakes_held_pushes() {
+    fn held_pushes_follow_the_login_reply_and_other_replies_do_not_wait() {
         let mut outbox = Outbox::default();
-        outbox.enqueue(frame("push"), 100).expect("room");
-        outbox.enqueue_first(frame("reply"));
-        assert_eq!(take(&mut outbox, 100).0, "replypush");
+        outbox.hold(frame("push"), 100).expect("room");
+        outbox.enqueue(frame("pong"), 100).expect("room");
+        assert_eq!((outbox.pending_bytes(), outbox.hold(frame("123"), 10)), (8, Err(OutboxFull)));
+        assert_eq!(take(&mut outbox, 100), ("pong".into(), Flushed::Empty));
+        outbox.release(frame("reply"));
+        assert_eq!((take(&mut outbox, 100).0.as_str(), outbox.pending_bytes()), ("replypush", 0));
+    }
+
+    #[test]
+    fn what_was_held_for_a_failed_login_is_gone() {
+        let mut outbox = Outbox::default();
+        outbox.hold(frame("secret"), 100).expect("room");
+        outbox.enqueue(frame("no"), 100).expect("room");
+        outbox.drop_held();
+        outbox.hold(frame("push"), 100).expect("room");
+        outbox.release(frame("reply"));
+        assert_eq!((take(&mut outbox, 100).0.as_str(), outbox.pending_bytes()), ("noreplypush", 0));
     }
 }

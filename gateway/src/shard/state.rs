@@ -263,8 +263,7 @@ impl State {
 
     fn touch(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot as usize];
-        let must_wait = connection.is_draining_outbox || connection.session.holds_pushes();
-        if !connection.is_touched && !must_wait {
+        if !connection.is_touched && !connection.is_draining_outbox {
             connection.is_touched = true;
             self.touched.push(slot);
         }

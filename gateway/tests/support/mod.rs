@@ -291,6 +291,12 @@ impl Client {
         .await
     }
 
+    /// Logs in; `None` if the connection ends before the answer.
+    pub async fn try_login(&mut self, account: &Account, device: &str) -> Option<Result<v1::LoginReply, Code>> {
+        let login = v1::Login { token: account.token.clone(), device_id: device.to_owned(), ..Default::default() };
+        self.try_ask(Kind::Login, &login).await
+    }
+
     /// Logs in with more than a name and a device.
     pub async fn login_with(&mut self, account: &Account, device: &str, more: v1::Login) -> v1::LoginReply {
         let login = v1::Login { token: account.token.clone(), device_id: device.to_owned(), ..more };

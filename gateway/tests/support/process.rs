@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Account, Client, DEADLINE, TempDir};
+use super::{Account, Client, DEADLINE, TempDir, eventually};
 
 /// A running `tidegate serve`. Killed when dropped.
 pub struct Process {
@@ -151,10 +151,21 @@ impl Process {
         Ok((UserId(answer["user_id"].as_u64().unwrap()), answer["token"].as_str().unwrap().to_owned()))
     }
 
+    /// Logs in, again on a new connection where the answer says that it may succeed later: a gateway that was frozen finds its
+    /// own connections broken.
     pub async fn connect(&self, account: &Account, device: &str) -> Client {
-        let mut client = Client::open(self.tcp).await;
-        client.login(account, device, &[]).await;
-        client
+        eventually("a login succeeds", async || {
+            let mut client = Client::open(self.tcp).await;
+            match client.try_login(account, device).await {
+                Some(Ok(_)) => Some(client),
+                Some(Err(code)) => {
+                    assert!(code.may_retry(), "{code:?}");
+                    None
+                }
+                None => None,
+            }
+        })
+        .await
     }
 }
 

@@ -52,6 +52,7 @@ macro_rules! hot_store_contract {
             presence_cases: a_user_is_where_its_sessions_are,
             presence_cases: a_device_taken_over_is_not_ended_by_its_former_session,
             presence_cases: a_device_moves_between_gateways,
+            presence_cases: a_late_login_does_not_take_a_device,
             presence_cases: a_place_that_went_back_is_taken_back,
             presence_cases: a_session_can_be_resumed_by_its_device,
             presence_cases: renewal_makes_a_lost_user_present_again,

@@ -90,14 +90,25 @@ pub async fn a_device_moves_between_gateways(fixture: &impl HotStoreFixture) {
     assert_eq!(places(&a, USER).await, [gateway("b")]);
 }
 
+/// A login that was carried out late, when its client had already connected anew, does not take the device back.
+pub async fn a_late_login_does_not_take_a_device(fixture: &impl HotStoreFixture) {
+    let (a, b) = (fixture.store("a").await, fixture.store("b").await);
+    change(&b, &[here(USER, "phone", 2)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", 1)]).await, [PresenceOutcome::HeldByAnother]);
+    assert_eq!(places(&a, USER).await, [gateway("b")]);
+    change(&a, &[gone(USER, "phone", 1)]).await;
+    assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Done]);
+    // Once nobody has it, even a late one may.
+    change(&b, &[gone(USER, "phone", 2)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", 1)]).await, [PresenceOutcome::Done]);
+}
+
 /// A store that went back to an earlier state names a connection that is long gone; the one there is takes its place back,
 /// and is told that pushes may have passed it by.
 pub async fn a_place_that_went_back_is_taken_back(fixture: &impl HotStoreFixture) {
     let (a, b) = (fixture.store("a").await, fixture.store("b").await);
     change(&a, &[here(USER, "phone", 1)]).await;
-    change(&b, &[here(USER, "phone", 2)]).await;
-    // What a failover to a replica that lags behind makes of it.
-    change(&a, &[here(USER, "phone", 1)]).await;
+    // A failover to a replica that lags behind: b's connection, the later one, is not there yet.
     assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Lost]);
     assert_eq!(places(&a, USER).await, [gateway("b")]);
     assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Done]);

@@ -55,13 +55,18 @@ impl Places {
             PresenceChange::Here(hold) => {
                 self.purge(now);
                 let (places, before) = self.take(hold.user, &hold.device, now);
-                places.push(Place::of(hold, gateway, after(now, PRESENCE_TTL)));
-                match before {
-                    Some(Place { gateway: Some(gateway), attachment, .. }) if attachment != hold.attachment => {
-                        PresenceOutcome::TakenFrom { gateway, attachment }
+                let (place, outcome) = match before {
+                    Some(later) if later.gateway.is_some() && later.attachment > hold.attachment => {
+                        (later, PresenceOutcome::HeldByAnother)
                     }
-                    _ => PresenceOutcome::Done,
-                }
+                    Some(Place { gateway: Some(held_by), attachment, .. }) if attachment != hold.attachment => (
+                        Place::of(hold, gateway, after(now, PRESENCE_TTL)),
+                        PresenceOutcome::TakenFrom { gateway: held_by, attachment },
+                    ),
+                    _ => (Place::of(hold, gateway, after(now, PRESENCE_TTL)), PresenceOutcome::Done),
+                };
+                places.push(place);
+                outcome
             }
             PresenceChange::Renewed(hold) => {
                 let (places, before) = self.take(hold.user, &hold.device, now);

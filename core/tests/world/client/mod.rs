@@ -30,12 +30,6 @@ use crate::wire::Wire;
 use sending::Outgoing;
 use sync::Track;
 
-/// Whether it is a violation that a device is told that it was replaced (4507, which is not followed by a reconnect) although
-/// it has no other connection. It happens: a login that its client gave up, and that a slow hot store carries out late,
-/// takes the device from the connection that came after it (seed 856); and after a failover to a replica that is behind, a
-/// live connection finds an older one in its place (seed 127).
-const NOBODY_REPLACES: bool = false;
-
 /// How long a client waits for a reply before it repeats.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -309,10 +303,8 @@ impl Client {
             }
             Some(Kind::Close) => {
                 let close: v1::Close = frame.decode().unwrap();
+                // It is not followed by a reconnect, so it must not come without a cause.
                 if close.code() == CloseCode::Replaced {
-                    self.sim.count("replaced by nobody");
-                }
-                if close.code() == CloseCode::Replaced && NOBODY_REPLACES {
                     self.sim.violation(format!(
                         "{} is told that it was replaced, and it has no other connection",
                         self.name

@@ -10,7 +10,8 @@
 -- ARGV[5]   the gateway's process (16 hex digits)    ARGV[6] ms for which a gateway is believed
 --
 -- Returns one text per change: empty; `T<gateway>|<attachment>` if the device was taken from that connection; `L` if a
--- renewed session was not known, or only an earlier connection of its device; `X` if a later one has the device.
+-- renewed session was not known, or only an earlier connection of its device; `X` if a later one has the device, and nothing
+-- was changed.
 --
 -- Each place carries its own end: the hash of a user lives on while one device is renewed, others may have died since.
 
@@ -50,6 +51,9 @@ local function read_places(key)
 end
 
 local function here(key, field, held, session, attachment, watching)
+  if held and held.gateway ~= '' and held.attachment > attachment then
+    return 'X'
+  end
   call('HSET', key, 'gatewayId', gateway, field, place(gateway, session, ttl_ms, attachment, watching))
   call('PEXPIRE', key, ttl_ms)
   if held and held.gateway ~= '' and held.attachment ~= attachment then

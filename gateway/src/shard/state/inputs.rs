@@ -65,6 +65,10 @@ impl State {
                     {
                         let session = &mut connection.session;
                         let departed = session.handle_refused(ticket.correlation, code, close, &mut self.actions);
+                        if departed.is_some() {
+                            connection.outbox.drop_held();
+                            self.behind_connections -= usize::from(connection.behind.take().is_some());
+                        }
                         self.depart(ticket.connection.slot, departed);
                         self.end_if_drained(ticket.connection.slot);
                         self.apply_actions(ticket.connection.slot);
@@ -225,6 +229,9 @@ impl State {
             Transport::Tcp => frame.tcp(),
             Transport::WebSocket(_) => frame.websocket(),
         };
+        if connection.session.holds_pushes() {
+            return connection.outbox.hold(bytes, bytes_max);
+        }
         if connection.outbox.enqueue(bytes.clone(), bytes_max).is_err() {
             self.flush_early(slot);
             self.connections[slot as usize].outbox.enqueue(bytes, bytes_max)?;
@@ -302,7 +309,7 @@ impl State {
         }
         connection.deadline_s = deadline_s;
         let first = connection.wrap(actions.replies.split());
-        connection.outbox.enqueue_first(first);
+        connection.outbox.release(first);
         self.actions = actions;
         self.touch(slot);
         true

@@ -144,7 +144,7 @@ impl State {
     /// not read.
     pub(super) fn flush_early(&mut self, slot: Slot) {
         let connection = &mut self.connections[slot as usize];
-        if !connection.is_draining_outbox && !connection.session.holds_pushes() {
+        if !connection.is_draining_outbox {
             // What is left, and an error, shows again at the turn's end.
             let _ = connection.flush();
         }
