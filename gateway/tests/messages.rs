@@ -185,12 +185,16 @@ async fn reading_lowers_the_count_and_is_shown_to_the_other_side<B: Backend>(wor
         anna_pc.message().await;
     }
     let mut ben_pc = world.connect(&ben, "pc").await;
+    let mut ben_tv = world.connect(&ben, "tv").await;
     let receipt = v1::Receipt { conversation_id: conversation.clone(), delivered_seq: 0, read_seq: 2 };
     let _: v1::ReceiptAck = ben_pc.ask(Kind::Receipt, &receipt).await.unwrap();
-    let push = anna_pc.push().await;
-    assert_eq!(push.head.kind, Kind::ReceiptMoved as u8);
-    let moved = v1::ReceiptMoved::decode(push.payload).unwrap();
-    assert_eq!((moved.user_id, moved.read_seq, moved.delivered_seq), (ben.id.0, 2, 2));
+    // The other side sees it, and so does another device of Ben's, where the count falls as well.
+    for client in [&mut anna_pc, &mut ben_tv] {
+        let push = client.push().await;
+        assert_eq!(push.head.kind, Kind::ReceiptMoved as u8);
+        let moved = v1::ReceiptMoved::decode(push.payload).unwrap();
+        assert_eq!((moved.user_id, moved.read_seq, moved.delivered_seq), (ben.id.0, 2, 2));
+    }
     let reply = support::Client::open(world.address).await.login(&ben, "phone", &[]).await;
     assert_eq!((reply.positions[0].read_seq, reply.positions[0].unread), (2, 1));
 
