@@ -222,7 +222,10 @@ impl World {
             };
             http::serve(listener, setup).await
         });
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build();
+        // A connection each: a refusal that comes before the body has arrived ends its connection, and a client that keeps
+        // connections may find that out with its next request.
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
+        let agent = agent.max_idle_connections(0).max_idle_connections_per_host(0).build();
         Self { address, backend, life, busy, handed, served, runtime, agent: agent.into() }
     }
 
