@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::limits::{CLIENT_MSG_ID_BYTES_MAX, GATEWAY_ID_BYTES_MAX, LOBBY_ID_BYTES_MAX};
+use crate::limits::{CLIENT_MSG_ID_BYTES_MAX, GATEWAY_ID_BYTES_MAX, LATE_LOGIN_MS, LOBBY_ID_BYTES_MAX};
 
 /// A registered user; numbered by the archive from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +38,12 @@ impl Attachment {
     #[must_use]
     pub fn new(now: Millis, random: u64) -> Self {
         Self((now.0 << Self::RANDOM_BITS) | (random & ((1 << Self::RANDOM_BITS) - 1)))
+    }
+
+    /// Whether this login was later than the other by more than chance and the gateways' clocks account for.
+    #[must_use]
+    pub fn is_well_after(self, other: Self) -> bool {
+        (self.0 >> Self::RANDOM_BITS) > (other.0 >> Self::RANDOM_BITS) + LATE_LOGIN_MS
     }
 }
 

@@ -78,6 +78,10 @@ pub const INBOX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a session's presence lives unless renewed: what a killed gateway leaves behind misleads no longer than this.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(90);
 
+/// A login that is carried out when the device's next one is older than this has been given up by its client, and loses. Above
+/// what gateways' clocks differ by, below the time in which a client gives up.
+pub const LATE_LOGIN_MS: u64 = 1000;
+
 /// How long a session outlives its connection: a phone in a tunnel comes back with its watches.
 pub const SESSION_GRACE: Duration = Duration::from_secs(60);
 

@@ -166,6 +166,11 @@ async fn a_device_has_one_connection<B: Backend>(world: &World<B>) {
     let mut other_device = world.connect(&anna, "pc").await;
     let mut second = world.connect(&anna, "phone").await;
     assert_eq!(first.close().await, CloseCode::Replaced);
+    // However soon after one another: several of these fall into one millisecond.
+    for _ in 0..20 {
+        let mut former = std::mem::replace(&mut second, world.connect(&anna, "phone").await);
+        assert_eq!(former.close().await, CloseCode::Replaced);
+    }
     let mut sender = world.connect(&ben, "pc").await;
     sender.send(&anna.with(&ben), "k", "which of you?").await.unwrap();
     assert_eq!((second.message().await.seq, other_device.message().await.seq), (1, 1));

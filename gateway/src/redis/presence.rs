@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use fred::types::{Key, Value};
 use tidegate_core::ids::{Attachment, GatewayId, LobbyName, SessionId, UserId};
-use tidegate_core::limits::{DEVICE_ID_BYTES_MAX, LOBBY_ID_BYTES_MAX, SESSION_GRACE, WATCHES_MAX};
+use tidegate_core::limits::{DEVICE_ID_BYTES_MAX, LATE_LOGIN_MS, LOBBY_ID_BYTES_MAX, SESSION_GRACE, WATCHES_MAX};
 use tidegate_core::ports::{Beat, PortError, PortResult, Presence, PresenceChange, PresenceOutcome};
 
 use super::{CALL_KEYS_MAX, RedisHotStore, SERVICE, millis, unexpected};
@@ -49,6 +49,7 @@ impl RedisHotStore {
                 Value::Bytes(Bytes::from(packed)),
                 Value::from(self.process.as_str()),
                 Value::from(millis(self.gateway_ttl)),
+                Value::from(i64::try_from(LATE_LOGIN_MS).expect("a second")),
             ];
             let reply = self.link.run(&self.scripts.change_presence, keys, args).await?;
             let Value::Array(texts) = reply else { return Err(unexpected("change_presence")) };

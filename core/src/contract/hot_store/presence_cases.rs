@@ -1,7 +1,8 @@
 //! A user is where its live sessions are, and nowhere else.
 
 use super::{HotStoreFixture, gateway};
-use crate::ids::{Attachment, GatewayId, LobbyName, SessionId, UserId};
+use crate::ids::{Attachment, GatewayId, LobbyName, Millis, SessionId, UserId};
+use crate::limits::LATE_LOGIN_MS;
 use crate::ports::{Beat, Hold, HotStore, PresenceChange, PresenceOutcome};
 
 const USER: UserId = UserId(7);
@@ -93,14 +94,20 @@ pub async fn a_device_moves_between_gateways(fixture: &impl HotStoreFixture) {
 /// A login that was carried out late, when its client had already connected anew, does not take the device back.
 pub async fn a_late_login_does_not_take_a_device(fixture: &impl HotStoreFixture) {
     let (a, b) = (fixture.store("a").await, fixture.store("b").await);
-    change(&b, &[here(USER, "phone", 2)]).await;
-    assert_eq!(change(&a, &[here(USER, "phone", 1)]).await, [PresenceOutcome::HeldByAnother]);
+    let at = |ms: u64, random| Attachment::new(Millis(1_767_225_600_000 + ms), random).0;
+    let (late, present) = (at(0, 9), at(LATE_LOGIN_MS + 1, 1));
+    change(&b, &[here(USER, "phone", present)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", late)]).await, [PresenceOutcome::HeldByAnother]);
     assert_eq!(places(&a, USER).await, [gateway("b")]);
-    change(&a, &[gone(USER, "phone", 1)]).await;
-    assert_eq!(change(&b, &[renewed(USER, "phone", 2)]).await, [PresenceOutcome::Done]);
+    change(&a, &[gone(USER, "phone", late)]).await;
+    assert_eq!(change(&b, &[renewed(USER, "phone", present)]).await, [PresenceOutcome::Done]);
     // Once nobody has it, even a late one may.
-    change(&b, &[gone(USER, "phone", 2)]).await;
-    assert_eq!(change(&a, &[here(USER, "phone", 1)]).await, [PresenceOutcome::Done]);
+    change(&b, &[gone(USER, "phone", present)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", late)]).await, [PresenceOutcome::Done]);
+    // Of two within the same moment the one that comes last has the device, whatever their clocks and dice said.
+    let soon = at(LATE_LOGIN_MS, 0);
+    change(&b, &[here(USER, "phone", soon)]).await;
+    assert_eq!(change(&a, &[here(USER, "phone", late)]).await, [taken_from("b", soon)]);
 }
 
 /// A store that went back to an earlier state names a connection that is long gone; the one there is takes its place back,

@@ -56,7 +56,7 @@ impl Places {
                 self.purge(now);
                 let (places, before) = self.take(hold.user, &hold.device, now);
                 let (place, outcome) = match before {
-                    Some(later) if later.gateway.is_some() && later.attachment > hold.attachment => {
+                    Some(later) if later.gateway.is_some() && later.attachment.is_well_after(hold.attachment) => {
                         (later, PresenceOutcome::HeldByAnother)
                     }
                     Some(Place { gateway: Some(held_by), attachment, .. }) if attachment != hold.attachment => (

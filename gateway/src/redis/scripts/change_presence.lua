@@ -8,15 +8,17 @@
 -- ARGV[4]   the changes: `H`ere, `G`one or `R`enewed, device (length as u8, text), session, attachment (16 hex digits each),
 --           lobbies (length as u16, text joined by commas)
 -- ARGV[5]   the gateway's process (16 hex digits)    ARGV[6] ms for which a gateway is believed
+-- ARGV[7]   ms by which a login must be earlier than the one that has the device, to be too late
 --
 -- Returns one text per change: empty; `T<gateway>|<attachment>` if the device was taken from that connection; `L` if a
--- renewed session was not known, or only an earlier connection of its device; `X` if a later one has the device, and nothing
--- was changed.
+-- renewed session was not known, or only an earlier connection of its device; `X` if a later one has the device (well later, for
+-- `H`), and nothing was changed.
 --
 -- Each place carries its own end: the hash of a user lives on while one device is renewed, others may have died since.
 
 local call = redis.call
 local gateway, ttl_ms, grace_ms, process = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
+local late_login_ms = tonumber(ARGV[7])
 local now = now_ms()
 
 -- Whoever changes something lives, also before its first beat; that one will hear that it was unknown.
@@ -50,8 +52,13 @@ local function read_places(key)
   return places
 end
 
+-- An attachment's first eleven digits are the time of its login in ms. Zero for one of an older release.
+local function login_ms(attachment)
+  return tonumber(string.sub(attachment, 1, 11), 16) or 0
+end
+
 local function here(key, field, held, session, attachment, watching)
-  if held and held.gateway ~= '' and held.attachment > attachment then
+  if held and held.gateway ~= '' and login_ms(held.attachment) > login_ms(attachment) + late_login_ms then
     return 'X'
   end
   call('HSET', key, 'gatewayId', gateway, field, place(gateway, session, ttl_ms, attachment, watching))
