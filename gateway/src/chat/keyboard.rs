@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn the_printer_waits_for_the_editor_and_prints_directly_after_it() {
         let gate = Arc::new(Gate::default());
-        let (entered, was_entered) = std::sync::mpsc::channel();
+        let (entered, was_entered) = std::sync::mpsc::sync_channel(3);
         let printer = {
             let gate = Arc::clone(&gate);
             std::thread::spawn(move || {
