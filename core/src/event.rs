@@ -5,9 +5,12 @@
 
 use bytes::Bytes;
 use prost::Message as _;
+use tidegate_proto::v1::Gear;
 use tidegate_proto::{event::v1 as wire, v1};
 
-use crate::ids::{Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Seq, SessionId, StreamId, UserId};
+use crate::ids::{
+    Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Place, Seq, SessionId, StreamId, UserId,
+};
 
 /// A session accepted a message for a conversation it is a member of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +135,10 @@ pub enum PushEvent {
         epoch: Epoch,
         /// For logs and positions.
         seq: Seq,
+        /// Who wrote it.
+        sender: UserId,
+        /// The conversation's gear when it was sequenced: [`Gear::Direct`] or [`Gear::Merged`], or any for the system's.
+        gear: Gear,
         /// The encoded `tidegate.v1.Message`, ready to be framed.
         payload: Bytes,
     },
@@ -162,6 +169,24 @@ pub enum PushEvent {
         /// The connection to be closed.
         attachment: Attachment,
     },
+    /// The lobby cache holds messages up to a place, to be pulled. Goes to everybody in the conversation.
+    Noticed {
+        /// Whose messages.
+        conversation: ConversationId,
+        /// The newest of them.
+        latest: Place,
+        /// The time over which clients spread their pulls.
+        spread_ms: u32,
+    },
+    /// The conversation's owner has changed how its messages travel. Goes to everybody in the conversation.
+    GearChanged {
+        /// The conversation.
+        conversation: ConversationId,
+        /// How they travel now.
+        gear: Gear,
+        /// The first message it counts for.
+        from: Place,
+    },
     /// How many batches came before this one; see [`crate::streams`].
     Marked(StreamMark),
 }
@@ -184,7 +209,12 @@ impl PushEvent {
         const REST: usize = 96;
         match self {
             Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
-            Self::ReceiptMoved(_) | Self::MembershipChanged { .. } | Self::Replaced { .. } | Self::Marked(_) => REST,
+            Self::ReceiptMoved(_)
+            | Self::MembershipChanged { .. }
+            | Self::Replaced { .. }
+            | Self::Noticed { .. }
+            | Self::GearChanged { .. }
+            | Self::Marked(_) => REST,
         }
     }
 }
@@ -268,7 +298,7 @@ fn ingest_from_wire(event: wire::IngestEvent) -> Result<IngestEvent, EventError>
             Ok(IngestEvent::Accepted(Accepted {
                 message_id: MessageId::from_wire(&a.message_id).ok_or(EventError::Field("message_id"))?,
                 conversation: conversation(&a.conversation_id)?,
-                sender: user(a.sender_id)?,
+                sender: author(a.sender_id)?,
                 session: SessionId(a.session_id),
                 gateway: a.gateway_id.parse().map_err(|_| EventError::Field("gateway_id"))?,
                 accepted_at: millis(a.accepted_at_ms)?,
@@ -283,12 +313,28 @@ fn ingest_from_wire(event: wire::IngestEvent) -> Result<IngestEvent, EventError>
 
 fn push_to_wire(event: &PushEvent) -> wire::PushEvent {
     let event = match event {
-        PushEvent::Sequenced { conversation, epoch, seq, payload } => {
+        PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
             wire::push_event::Event::Sequenced(wire::Sequenced {
                 conversation_id: conversation.to_string(),
                 epoch: epoch.0,
                 seq: seq.0,
+                sender_id: sender.0,
+                gear: (*gear).into(),
                 message_payload: payload.clone(),
+            })
+        }
+        PushEvent::Noticed { conversation, latest, spread_ms } => wire::push_event::Event::Noticed(wire::Noticed {
+            conversation_id: conversation.to_string(),
+            epoch: latest.epoch.0,
+            latest_seq: latest.seq.0,
+            spread_ms: *spread_ms,
+        }),
+        PushEvent::GearChanged { conversation, gear, from } => {
+            wire::push_event::Event::GearChanged(wire::GearChanged {
+                conversation_id: conversation.to_string(),
+                epoch: from.epoch.0,
+                gear: (*gear).into(),
+                from_seq: from.seq.0,
             })
         }
         PushEvent::Replaced { user, attachment } => {
@@ -322,7 +368,19 @@ fn push_from_wire(event: wire::PushEvent) -> Result<PushEvent, EventError> {
             conversation: conversation(&s.conversation_id)?,
             epoch: Epoch(s.epoch),
             seq: Seq(s.seq),
+            sender: author(s.sender_id)?,
+            gear: gear(s.gear)?,
             payload: s.message_payload,
+        },
+        wire::push_event::Event::Noticed(n) => PushEvent::Noticed {
+            conversation: conversation(&n.conversation_id)?,
+            latest: Place { epoch: Epoch(n.epoch), seq: Seq(n.latest_seq) },
+            spread_ms: n.spread_ms,
+        },
+        wire::push_event::Event::GearChanged(g) => PushEvent::GearChanged {
+            conversation: conversation(&g.conversation_id)?,
+            gear: gear(g.gear)?,
+            from: Place { epoch: Epoch(g.epoch), seq: Seq(g.from_seq) },
         },
         wire::push_event::Event::Replaced(r) => {
             PushEvent::Replaced { user: user(r.user_id)?, attachment: Attachment(r.attachment) }
@@ -369,6 +427,15 @@ fn conversation(text: &str) -> Result<ConversationId, EventError> {
 /// Archives keep times in signed 64 bits.
 fn millis(at: u64) -> Result<Millis, EventError> {
     if i64::try_from(at).is_err() { Err(EventError::Field("accepted_at_ms")) } else { Ok(Millis(at)) }
+}
+
+fn gear(number: i32) -> Result<Gear, EventError> {
+    Gear::try_from(number).map_err(|_| EventError::Field("gear"))
+}
+
+/// A user, or the system.
+fn author(id: u64) -> Result<UserId, EventError> {
+    if id == UserId::SYSTEM.0 { Ok(UserId::SYSTEM) } else { user(id) }
 }
 
 /// Archives count users in signed 64 bits, from 1.

@@ -12,6 +12,11 @@ use crate::limits::{CLIENT_MSG_ID_BYTES_MAX, GATEWAY_ID_BYTES_MAX, LATE_LOGIN_MS
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub u64);
 
+impl UserId {
+    /// Writes what no user wrote: announcements. It has no account and no connection.
+    pub const SYSTEM: Self = Self(0);
+}
+
 /// A room; numbered by the archive from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoomId(pub u64);

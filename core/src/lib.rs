@@ -16,6 +16,7 @@ pub mod twins;
 pub mod contract;
 
 pub mod meter;
+pub mod pattern;
 pub mod queue;
 mod recent;
 mod retry;

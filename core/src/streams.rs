@@ -187,13 +187,21 @@ impl InStreams {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tidegate_proto::v1::Gear;
 
     use super::*;
     use crate::ids::{ConversationId, Epoch, Seq, UserId};
 
     fn event(bytes: usize) -> PushEvent {
         let conversation = ConversationId::private(UserId(1), UserId(2)).expect("two users");
-        PushEvent::Sequenced { conversation, epoch: Epoch(1), seq: Seq(1), payload: Bytes::from(vec![0; bytes]) }
+        PushEvent::Sequenced {
+            conversation,
+            epoch: Epoch(1),
+            seq: Seq(1),
+            sender: UserId(1),
+            gear: Gear::Direct,
+            payload: Bytes::from(vec![0; bytes]),
+        }
     }
 
     fn gateway(name: &str) -> PushTarget {

@@ -203,7 +203,7 @@ impl World {
                 let names = ["lobby_main", "lobby_eu", "lobby_x"];
                 let watch = (0..self.random.below(3)).map(|_| (*self.random.of(&names)).to_owned()).collect();
                 let unwatch = (0..self.random.below(3)).map(|_| (*self.random.of(&names)).to_owned()).collect();
-                v1::Watch { watch, unwatch }.encode_to_vec()
+                v1::Watch { watch, unwatch, background: None }.encode_to_vec()
             }
             _ => (0..self.random.below(20)).map(|_| self.random.below(256) as u8).collect(),
         }

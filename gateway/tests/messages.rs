@@ -90,7 +90,7 @@ async fn a_lobby_reaches_who_watches<B: Backend>(world: &World<B>) {
     other.send("lobby_main", "k1", "first").await.unwrap();
     let first = watcher.message().await;
     assert_eq!(&first.body[..], b"first");
-    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![] };
+    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![], background: None };
     let reply: v1::WatchReply = other.ask(Kind::Watch, &watch).await.unwrap();
     assert_eq!(reply.watching, ["lobby_main"]);
     watcher.send("lobby_main", "k2", "second").await.unwrap();

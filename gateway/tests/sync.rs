@@ -136,7 +136,7 @@ async fn a_session_goes_on_with_its_watches<B: Backend>(world: &World<B>) {
     let mut client = Client::open(world.address).await;
     let first = client.login(&anna, "phone", &[]).await;
     assert!(!first.resumed && first.watching.is_empty());
-    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![] };
+    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![], background: None };
     let _: v1::WatchReply = client.ask(Kind::Watch, &watch).await.unwrap();
     // The record follows the reply, as it does behind a connection that breaks at once.
     let session = tidegate_core::ids::SessionId(first.session_id);

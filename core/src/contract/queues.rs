@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
-use tidegate_proto::v1::ContentType;
+use tidegate_proto::v1::{ContentType, Gear};
 
 use crate::event::{Accepted, IngestEvent, Membership, PushEvent, ReceiptMoved};
 use crate::ids::{ConversationId, Epoch, GatewayId, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId};
@@ -54,6 +54,8 @@ pub fn pushed(n: u64) -> PushEvent {
         conversation: ConversationId::Room(RoomId(1)),
         epoch: Epoch(1),
         seq: Seq(n),
+        sender: UserId(1),
+        gear: Gear::Merged,
         payload: Bytes::from(format!("push {n}")),
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::join3;
 use rustc_hash::{FxHashMap, FxHashSet};
-use tidegate_proto::v1::Code;
+use tidegate_proto::v1::{Code, Gear};
 
 use crate::clock::Clock;
 use crate::event::{Accepted, PushEvent, ReceiptMoved, StoredMessage};
@@ -273,7 +273,7 @@ impl<'a> Outgoing<'a> {
     }
 
     fn add_message(&mut self, message: &StoredMessage) {
-        let (event, payload) = sequenced(message, self.ends[&message.conversation].epoch);
+        let (event, payload) = sequenced(message, self.ends[&message.conversation].epoch, Gear::Direct);
         match message.conversation {
             ConversationId::Private { low, high } => {
                 self.push_to_gateways_of([low, high], &event);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 use rustc_hash::FxHashMap;
-use tidegate_proto::v1::{self, Code};
+use tidegate_proto::v1::{self, Code, Gear};
 
 use crate::event::{Accepted, IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
 use crate::ids::{ConversationId, Epoch, MessageId, UserId};
@@ -85,10 +85,16 @@ pub(super) fn merge_receipts(receipts: Vec<ReceiptMoved>) -> Vec<ReceiptMoved> {
 }
 
 /// The push of a stored message, and its payload for inboxes. Encoded here, once for everybody.
-pub(super) fn sequenced(message: &StoredMessage, epoch: Epoch) -> (PushEvent, Bytes) {
+pub(super) fn sequenced(message: &StoredMessage, epoch: Epoch, gear: Gear) -> (PushEvent, Bytes) {
     let payload = Bytes::from(message.to_wire(epoch).encode_to_vec());
-    let event =
-        PushEvent::Sequenced { conversation: message.conversation, epoch, seq: message.seq, payload: payload.clone() };
+    let event = PushEvent::Sequenced {
+        conversation: message.conversation,
+        epoch,
+        seq: message.seq,
+        sender: message.sender,
+        gear,
+        payload: payload.clone(),
+    };
     (event, payload)
 }
 

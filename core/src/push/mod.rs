@@ -126,7 +126,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
         for event in events {
             match event {
-                PushEvent::Sequenced { conversation, epoch, seq, payload } => {
+                PushEvent::Sequenced { conversation, epoch, seq, payload, .. } => {
                     let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
                     let place = Some(Place { epoch, seq });
                     self.to_conversation(conversation, place, frame, everywhere, &mut batches);
@@ -158,6 +158,26 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
                     self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
+                }
+                PushEvent::Noticed { conversation, latest, spread_ms } => {
+                    let payload = v1::NotifyNewMessages {
+                        conversation_id: conversation.to_string(),
+                        epoch: latest.epoch.0,
+                        latest_seq: latest.seq.0,
+                        spread_ms,
+                    };
+                    let frame = Encoded::push(&mut buffer, Kind::NotifyNewMessages, &payload.encode_to_vec());
+                    self.to_conversation(conversation, Some(latest), frame, everywhere, &mut batches);
+                }
+                PushEvent::GearChanged { conversation, gear, from } => {
+                    let payload = v1::GearChanged {
+                        conversation_id: conversation.to_string(),
+                        epoch: from.epoch.0,
+                        gear: gear.into(),
+                        from_seq: from.seq.0,
+                    };
+                    let frame = Encoded::push(&mut buffer, Kind::GearChanged, &payload.encode_to_vec());
+                    self.to_conversation(conversation, None, frame, everywhere, &mut batches);
                 }
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
@@ -211,7 +231,10 @@ fn payload_len(event: &PushEvent) -> usize {
     const SMALL: usize = 64;
     match event {
         PushEvent::Sequenced { payload, .. } | PushEvent::Rejected { payload, .. } => Bytes::len(payload),
-        PushEvent::ReceiptMoved(_) | PushEvent::MembershipChanged { .. } => SMALL,
+        PushEvent::ReceiptMoved(_)
+        | PushEvent::MembershipChanged { .. }
+        | PushEvent::Noticed { .. }
+        | PushEvent::GearChanged { .. } => SMALL,
         PushEvent::Marked(_) | PushEvent::Replaced { .. } => 0,
     }
 }

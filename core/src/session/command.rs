@@ -204,7 +204,7 @@ impl Member {
         let names = watching.iter().map(|lobby| lobby.as_str().to_owned()).collect();
         actions.is_hold_changed |= self.watching != watching;
         self.watching = watching;
-        actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names });
+        actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names, background: false });
         Ok(())
     }
 

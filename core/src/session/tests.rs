@@ -222,13 +222,14 @@ fn a_head_above_the_largest_frame_ends_the_connection() {
 fn watching_changes_interest_once_and_as_a_whole() {
     let mut script = Script::ready();
     let lobby = ConversationId::Lobby("lobby_main".parse().expect("legal"));
-    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![] };
+    let watch = v1::Watch { watch: vec!["lobby_main".into()], unwatch: vec![], ..Default::default() };
     script.command(Kind::Watch, 1, &watch);
     script.command(Kind::Watch, 2, &watch);
     assert_eq!(script.actions.interests, [Interest::Begins(lobby)]);
     script.actions.interests.clear();
     script.replies();
-    let wrong = v1::Watch { watch: vec!["lobby_other".into()], unwatch: vec!["lobby_main".into()] };
+    let wrong =
+        v1::Watch { watch: vec!["lobby_other".into()], unwatch: vec!["lobby_main".into()], ..Default::default() };
     script.command(Kind::Watch, 3, &wrong);
     assert_eq!(script.refused(), [(3, Code::NotMember)]);
     assert_eq!(script.actions.interests, []);

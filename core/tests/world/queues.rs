@@ -246,6 +246,8 @@ impl Pushes {
 fn brief(event: &PushEvent) -> String {
     match event {
         PushEvent::Sequenced { conversation, seq, .. } => format!("{conversation} {}", seq.0),
+        PushEvent::Noticed { conversation, latest, .. } => format!("{conversation} notice of {}", latest.seq.0),
+        PushEvent::GearChanged { conversation, gear, .. } => format!("{conversation} in {}", gear.as_str_name()),
         PushEvent::ReceiptMoved(receipt) => format!("receipt of {} in {}", receipt.user.0, receipt.conversation),
         PushEvent::Rejected { user, .. } => format!("rejection for {}", user.0),
         PushEvent::Replaced { user, attachment } => format!("replaced {:x} of {}", attachment.0, user.0),

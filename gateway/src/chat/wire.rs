@@ -232,6 +232,7 @@ async fn connect(link: &Link, standing: &Standing) -> Result<(Wire, v1::LoginRep
         watch: standing.watch.clone(),
         resume_session_id: standing.session,
         positions: standing.positions.clone(),
+        background: false,
     };
     write(&mut wire, Frame::from_message(Kind::Login, 1, &login)).await?;
     let frame = timeout(STEP_TIMEOUT, wire.next()).await.map_err(late)?;
@@ -312,7 +313,7 @@ fn frame_of(ask: &Ask, correlation: u16) -> Frame {
         }
         Ask::Sync(sync) => Frame::from_message(Kind::Sync, correlation, sync),
         Ask::Watch(lobbies) => {
-            let watch = v1::Watch { watch: lobbies.clone(), unwatch: Vec::new() };
+            let watch = v1::Watch { watch: lobbies.clone(), unwatch: Vec::new(), background: None };
             Frame::from_message(Kind::Watch, correlation, &watch)
         }
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::poll;
+use tidegate_proto::v1::Gear;
 use tokio::time::timeout;
 
 use super::*;
 use crate::contract::queues::{self as contract, accepted, pushed, take};
 use crate::event::{IngestEvent, PushEvent};
-use crate::ids::{ConversationId, Epoch, Partition, RoomId, Seq};
+use crate::ids::{ConversationId, Epoch, Partition, RoomId, Seq, UserId};
 use crate::limits::BODY_BYTES_MAX;
 use crate::ports::{DeliveryTag, IngestConsumer, IngestQueue, PortError, PushConsumer, PushQueue, PushTarget};
 
@@ -31,7 +32,14 @@ fn heavy(n: u64) -> IngestEvent {
 
 fn heavy_push() -> Vec<PushEvent> {
     let payload = Bytes::from(vec![0; EMBEDDED_QUEUE_BYTES_MAX]);
-    vec![PushEvent::Sequenced { conversation: ConversationId::Room(RoomId(1)), epoch: Epoch(1), seq: Seq(1), payload }]
+    vec![PushEvent::Sequenced {
+        conversation: ConversationId::Room(RoomId(1)),
+        epoch: Epoch(1),
+        seq: Seq(1),
+        sender: UserId(1),
+        gear: Gear::Direct,
+        payload,
+    }]
 }
 
 #[tokio::test]
