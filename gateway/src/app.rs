@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::{Mailboxes, Request, ShardId, ShardInput};
+use tidegate_core::fairness::Rules;
 use tidegate_core::ids::Partition;
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
@@ -81,6 +82,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     let departures = Arc::new(Queue::new(DEPARTURES_MAX, QUEUE_BYTES_MAX));
     let routes = Arc::new(Routes::default());
     let members = Arc::new(Members::default());
+    let rules = Rules { limits: Arc::new(config.fairness.clone()), paces: Arc::default() };
     let mut finishing = JoinSet::new();
     let mut endless = JoinSet::new();
 
@@ -90,6 +92,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         mailboxes: mailboxes.clone(),
         routes: Arc::clone(&routes),
         members: Arc::clone(&members),
+        paces: Arc::clone(&rules.paces),
         clock,
     };
     endless.spawn(push.run());
@@ -99,7 +102,8 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         out_streams.push(Arc::clone(&streams));
         let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, Arc::clone(&members), streams);
         endless.spawn(engine.run());
-        finishing.spawn(accept::run(partition, accept.clone(), Arc::clone(&backend), mailboxes.clone()));
+        let (queues, backend, mailboxes) = (accept.clone(), Arc::clone(&backend), mailboxes.clone());
+        finishing.spawn(accept::run(partition, queues, backend, mailboxes, rules.clone(), clock));
     }
     endless.spawn(streams::run_beacons(out_streams, Arc::clone(&backend), clock));
     let reception = Reception {

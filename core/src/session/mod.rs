@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
-use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, RoomsLookUp, Settled, Ticket};
+use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Refused, Request, RoomsLookUp, Settled, Ticket};
 use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
@@ -117,8 +117,13 @@ impl Actions {
 
     /// Appends an Error reply.
     pub fn refuse(&mut self, correlation: u16, code: Code, text: &str) {
-        let error = v1::Error { code: code.into(), text: text.to_owned(), retry_after_ms: retry_after_ms(code) };
-        self.reply(Kind::Error, correlation, &error);
+        self.refuse_until(correlation, code.into(), text);
+    }
+
+    /// Appends an Error reply that states when to try again.
+    fn refuse_until(&mut self, correlation: u16, refused: Refused, text: &str) {
+        let Refused { code, retry_after_ms } = refused;
+        self.reply(Kind::Error, correlation, &v1::Error { code: code.into(), text: text.to_owned(), retry_after_ms });
     }
 
     /// Appends the Close frame and ends the connection. The first reason stands.
@@ -128,16 +133,6 @@ impl Actions {
             self.reply(Kind::Close, 0, &close);
             self.close = Some(code);
         }
-    }
-}
-
-/// How long a client should wait before it repeats a command refused with `code`; 0 where it should not, or at once.
-fn retry_after_ms(code: Code) -> u32 {
-    match code {
-        Code::Unavailable | Code::Draining => 1000,
-        Code::Overloaded | Code::SlowDown => 100,
-        Code::Uncertain => 200,
-        _ => 0,
     }
 }
 
@@ -289,7 +284,7 @@ impl Session {
                 actions.reply(Kind::SendAck, correlation, &ack);
             }
             Ok(Confirmed::Receipt) => actions.reply(Kind::ReceiptAck, correlation, &v1::ReceiptAck {}),
-            Err(code) => actions.refuse(correlation, code, refusal_text(code)),
+            Err(refused) => actions.refuse_until(correlation, refused, refusal_text(refused.code)),
         }
     }
 
@@ -457,6 +452,7 @@ fn refusal_text(code: Code) -> &'static str {
     match code {
         Code::Unavailable => "a service is not available, try again",
         Code::Overloaded => "too much at once, try again",
+        Code::SlowDown => "more than may be sent here, wait as long as stated",
         Code::Uncertain => "it may or may not have happened, repeat it with the same client_msg_id",
         Code::Draining => "this gateway is going away, reconnect",
         Code::UnknownUser => "there is no such user",

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::ShardId;
+use tidegate_core::fairness::Rules;
+use tidegate_core::fairness::rules::SendLimits;
 use tidegate_core::ids::{GatewayId, LobbyName, MessageId, Partition};
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
@@ -50,6 +52,7 @@ pub struct Backends {
     pub hot: EmbeddedHotStore<Sim>,
     pub archive: MemoryArchive,
     pub lobbies: Vec<LobbyName>,
+    pub limits: Arc<SendLimits>,
 }
 
 impl Backends {
@@ -116,16 +119,18 @@ impl Gateway {
             mailboxes: mailboxes.clone(),
         };
         let members = Arc::new(Members::default());
+        let rules = Rules { limits: Arc::clone(&backends.limits), paces: Arc::default() };
         let mut tasks = Vec::new();
 
         let push = {
             let (ports, mailboxes, routes) = (Arc::clone(&ports), mailboxes.clone(), Arc::clone(&links.routes));
-            let (members, clock) = (Arc::clone(&members), sim.clone());
+            let (members, paces, clock) = (Arc::clone(&members), Arc::clone(&rules.paces), sim.clone());
             move || PushEngine {
                 backend: Arc::clone(&ports),
                 mailboxes: mailboxes.clone(),
                 routes: Arc::clone(&routes),
                 members: Arc::clone(&members),
+                paces: Arc::clone(&paces),
                 clock: clock.clone(),
             }
         };
@@ -140,7 +145,8 @@ impl Gateway {
                 IngestEngine::new(partition, ports, clock.clone(), members, Arc::clone(&streams)).run()
             };
             tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine died", engine)));
-            let accept = accept::run(partition, links.accept.clone(), Arc::clone(&ports), mailboxes.clone());
+            let (queues, rules) = (links.accept.clone(), rules.clone());
+            let accept = accept::run(partition, queues, Arc::clone(&ports), mailboxes.clone(), rules, sim.clone());
             tasks.push(spawner.spawn(accept));
         }
         tasks.push(spawner.spawn(streams::run_beacons(out_streams, Arc::clone(&ports), sim.clone())));

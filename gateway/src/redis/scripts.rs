@@ -11,9 +11,11 @@ pub(super) struct Scripts {
     pub(super) sequence: Script,
     /// `settle.lua`.
     pub(super) settle: Script,
+    /// `spend.lua`. An exception: its repetition adds costs again, so only calls without costs are repeated.
+    pub(super) spend: Script,
     /// `file.lua`.
     pub(super) file: Script,
-    /// `take_summary.lua`. The exception: its repetition finds the inbox empty.
+    /// `take_summary.lua`. An exception: its repetition finds the inbox empty.
     pub(super) take_summary: Script,
     /// `seed_unread.lua`.
     pub(super) seed_unread: Script,
@@ -48,6 +50,7 @@ impl Scripts {
         Self {
             sequence: Script::from_lua(include_str!("scripts/sequence.lua")),
             settle: Script::from_lua(include_str!("scripts/settle.lua")),
+            spend: Script::from_lua(include_str!("scripts/spend.lua")),
             file: unread_script!("scripts/file.lua"),
             take_summary: unread_script!("scripts/take_summary.lua"),
             seed_unread: unread_script!("scripts/seed_unread.lua"),

@@ -7,6 +7,7 @@
 //! (the least recently used) is what the archive knows too, except tokens, whose users log in again.
 
 mod aging;
+mod allowances;
 mod presence;
 mod sequences;
 mod unread;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
+use self::allowances::Allowances;
 use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
@@ -27,7 +29,7 @@ use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Seq, SessionId, U
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
     Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun,
-    Summary, TokenState, UnreadCount,
+    Spend, Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -48,6 +50,7 @@ pub struct EmbeddedHotStore<C> {
 #[derive(Clone)]
 struct State {
     sequences: Sequences,
+    allowances: Allowances,
     places: Places,
     /// Gateways that have beaten since everything was lost.
     known: FxHashSet<GatewayId>,
@@ -64,6 +67,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             sequences: Sequences::default(),
+            allowances: Allowances::default(),
             places: Places::default(),
             known: FxHashSet::default(),
             unread: Aging::new(COUNTS_GENERATION_MAX),
@@ -232,6 +236,11 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
             }
         }
         Ok(())
+    }
+
+    async fn spend(&self, spends: &[Spend]) -> PortResult<Vec<u64>> {
+        let now = self.clock.now();
+        Ok(self.state().allowances.spend(spends, now))
     }
 
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
