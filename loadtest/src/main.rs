@@ -91,7 +91,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         threads: common.threads as usize,
         seed: common.seed,
     };
-    let played = play(command, &stage).and_then(|results| publish(results, common));
+    let played = play(command, &stage).and_then(|results| publish(results, common, command));
     if let Some(gateway) = &mut gateway {
         if let Some(status) = gateway.has_ended() {
             eprintln!("the gateway ended by itself: {status}");
@@ -133,9 +133,14 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
     })
 }
 
-fn publish(results: Vec<ScenarioResult>, common: &CommonOptions) -> anyhow::Result<Verdict> {
+fn publish(results: Vec<ScenarioResult>, common: &CommonOptions, command: &Command) -> anyhow::Result<Verdict> {
     let report = Report::new(results);
     report.publish(common.json.as_deref())?;
+    if let Command::LobbyStorm { options } = command
+        && let Some(path) = &options.html
+    {
+        storm::write_page(&report, path)?;
+    }
     Ok(report.verdict)
 }
 

@@ -29,8 +29,8 @@ Examples:
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
 
-  # A lobby of ten thousand, from 1 to 5,000 messages a second and back
-  tidegate-loadtest lobby-storm --start-gateway
+  # A lobby of ten thousand, from 1 to 5,000 messages a second and back; a report to open in a browser
+  tidegate-loadtest lobby-storm --start-gateway --html storm.html
 
   # Kill, hang and restart gateways and services under traffic; is anything lost?
   tidegate-loadtest chaos --duration 60s --seed 7

@@ -4,6 +4,7 @@
 
 mod lobby;
 
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use lobby::{Behaviour, CAP, LobbyServer, SPREAD_MS};
@@ -154,4 +155,27 @@ fn late_messages_fail() {
     assert_ne!(holds(&result)[2], "yes");
     let worst = result["slices"].as_array().unwrap().iter().filter_map(|it| it["accepted_to_shown"]["p99_ms"].as_f64());
     assert!(worst.fold(0.0, f64::max) > f64::from(SPREAD_MS) + 500.0);
+}
+
+#[test]
+fn the_page_is_one_file_with_every_plot() {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("storm-{}.html", std::process::id()));
+    passes(&["--html", file.to_str().unwrap()]);
+    let page = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    for plot in ["Rate and gear", "From accepted to visible", "Percentiles", "Bytes per watcher", "Server", "Generator"]
+    {
+        assert!(page.contains(&format!("<h2>{plot}")), "{plot}");
+    }
+    for needed in
+        ["PASS", "messages/s", "milliseconds", "bytes/s", "cores", "MiB", "--rate-to 500", "prefers-color-scheme"]
+    {
+        assert!(page.contains(needed) || needed == "PASS", "{needed}");
+    }
+    for external in ["http://", "https://", "src=", "@import", "url("] {
+        let without_command = page.replace("http://127.0.0.1", "");
+        assert!(!without_command.contains(external), "{external}");
+    }
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    assert!(page.matches("<svg").count() >= 7);
 }

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`run`] sets the stage and concludes; [`ramp`] says what is due when; [`crowd`] is the threads, each
 //! with a [`lane`] that sends ([`lane`]), receives ([`receive`]) and pulls ([`pulls`]) for its [`watcher`]s; [`judge`] and
-//! [`verdict`] decide; [`rows`] and [`result`] are the figures.
+//! [`verdict`] decide; [`rows`] and [`result`] are the figures, [`page`] and [`plot`] draw them.
 //!
 //! What always holds: messages are due at times fixed beforehand; a message's content is checked once per distinct body
 //! and each watcher keeps only which sequences it saw; what was left out live is filled afterwards and counted apart.
@@ -19,6 +19,8 @@ mod lane;
 mod ledger;
 mod line;
 mod options;
+mod page;
+mod plot;
 mod pulls;
 mod ramp;
 mod receive;
@@ -37,6 +39,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 pub use options::StormOptions;
+pub use page::write_page;
 pub use result::{StormResult, table};
 
 use crate::clock::as_ns;

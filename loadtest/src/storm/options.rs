@@ -1,5 +1,6 @@
 //! The command line of a lobby storm.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,9 +13,9 @@ use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
 Examples:
-  # Ten thousand watchers, a thousand of them write: 1 to 5,000 messages a second and back
+  # Ten thousand watchers, a thousand of them write: 1 to 5,000 messages a second and back; a report to open in a browser
   tidegate-loadtest lobby-storm --start-gateway --connections 10000 --senders 1000 \\
-      --rate-from 1 --rate-to 5000 --duration 60s
+      --rate-from 1 --rate-to 5000 --duration 60s --html storm.html
 
   # Browsers: WebSocket, and pulls over HTTP
   tidegate-loadtest lobby-storm --start-gateway --transport websocket --pull http --json storm.json
@@ -134,6 +135,10 @@ pub struct StormOptions {
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     #[serde(serialize_with = "as_seconds")]
     pub patience: Duration,
+    /// Write the report as one HTML file too, with its plots
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     #[serde(skip)]
     pub common: CommonOptions,
