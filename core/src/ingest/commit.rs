@@ -268,7 +268,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         }
         let ends: Vec<_> = ends.iter().map(|(conversation, end)| (*conversation, *end)).collect();
         let hot = self.backend.hot();
-        until_done(&self.clock, "settle", || hot.settle(&ends)).await
+        until_done(&self.clock, "settle", || hot.settle(&ends, &[])).await
     }
 }
 

@@ -14,10 +14,10 @@ use tidegate::config::{CliOverrides, Config};
 use tidegate::http::{self, Bounds, Busy, HandOff, Life, Part, Setup};
 use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
-use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
-    Backend, Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushQueue,
-    PushTarget, SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
+    Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
+    PresenceOutcome, PushQueue, PushTarget, SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -123,7 +123,8 @@ impl MoodyHotStore {
 impl HotStore for MoodyHotStore {
     while_up! {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
-        settle(ends: &[(ConversationId, End)]) -> ();
+        settle(ends: &[(ConversationId, End)], cached: &[CacheRun]) -> ();
+        cached(conversation: ConversationId, after: Option<Place>, messages_max: usize, bytes_max: usize) -> CacheSlice;
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
         resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
