@@ -16,7 +16,7 @@ use prost::Message as _;
 use tidegate_proto::{HEAD_BYTES, Kind, v1};
 
 use crate::clock::Clock;
-use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
+use crate::delivery::{Authors, Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
 use crate::ids::{ConversationId, Millis, Place};
 use crate::ingest::members::Members;
@@ -126,10 +126,10 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
         for event in events {
             match event {
-                PushEvent::Sequenced { conversation, epoch, seq, payload, .. } => {
+                PushEvent::Sequenced { conversation, epoch, seq, sender, payload, .. } => {
                     let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
                     let place = Some(Place { epoch, seq });
-                    self.to_conversation(conversation, place, frame, everywhere, &mut batches);
+                    self.to_conversation(conversation, place, Authors::One(sender), frame, everywhere, &mut batches);
                 }
                 PushEvent::Replaced { user, attachment } => {
                     for shard in self.routes.shards_of(user).iter() {
@@ -145,7 +145,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let frame = Encoded::push(&mut buffer, Kind::SendRejected, &payload);
                     for shard in self.routes.shards_of(user).iter() {
                         let recipients = Recipients::Session(user, session);
-                        let deliver = ShardInput::Deliver { recipients, place: None, frame: frame.clone() };
+                        let (place, authors, frame) = (None, Authors::None, frame.clone());
+                        let deliver = ShardInput::Deliver { recipients, place, authors, frame };
                         batches[usize::from(shard.0)].push(deliver);
                     }
                 }
@@ -157,7 +158,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         read_seq: receipt.read.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
-                    self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(receipt.conversation, None, Authors::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
                     let payload = v1::NotifyNewMessages {
@@ -167,7 +168,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         spread_ms,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::NotifyNewMessages, &payload.encode_to_vec());
-                    self.to_conversation(conversation, Some(latest), frame, everywhere, &mut batches);
+                    self.to_conversation(conversation, Some(latest), Authors::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::GearChanged { conversation, gear, from } => {
                     let payload = v1::GearChanged {
@@ -177,7 +178,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         from_seq: from.seq.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::GearChanged, &payload.encode_to_vec());
-                    self.to_conversation(conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(conversation, None, Authors::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
@@ -203,6 +204,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         &self,
         conversation: ConversationId,
         place: Option<Place>,
+        authors: Authors,
         frame: Encoded,
         everywhere: ShardSet,
         batches: &mut [Vec<ShardInput>],
@@ -215,7 +217,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             _ => (Recipients::Conversation(conversation), everywhere),
         };
         for shard in shards.iter() {
-            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, place, frame: frame.clone() });
+            let (authors, frame) = (authors.clone(), frame.clone());
+            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, place, authors, frame });
         }
     }
 }

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
-use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Request, RoomsLookUp, Settled, Ticket};
+use crate::delivery::{Accepting, Confirmed, ConnectionKey, Ground, Identity, Request, RoomsLookUp, Settled, Ticket};
 use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
@@ -70,6 +70,7 @@ struct Member {
     look_up: RoomsLookUp,
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
+    ground: Ground,
 }
 
 /// A change of what a connection is told about; the shard's index follows it.
@@ -105,6 +106,8 @@ pub struct Actions {
     pub interests: Vec<Interest>,
     /// What is kept for whoever resumes the session changed.
     pub is_hold_changed: bool,
+    /// The session went to the background, or came back, or stays where it was.
+    pub ground: Option<Ground>,
     /// Ends the connection after the replies went out; the Close frame is already among them.
     pub close: Option<CloseCode>,
 }
@@ -230,6 +233,7 @@ impl Session {
             look_up: RoomsLookUp::default(),
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
+            ground: identity.ground,
         }));
         true
     }
@@ -367,6 +371,12 @@ impl Session {
     #[must_use]
     pub fn attachment(&self) -> Option<Attachment> {
         self.member().map(|member| member.attachment)
+    }
+
+    /// Where the session is; in the foreground as long as there is none.
+    #[must_use]
+    pub fn ground(&self) -> Ground {
+        self.member().map_or_else(Ground::default, |member| member.ground)
     }
 
     /// What the hot store knows of a session that is logged in.

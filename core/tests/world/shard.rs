@@ -301,7 +301,7 @@ impl State {
 
     fn handle_input(&mut self, input: ShardInput) {
         match input {
-            ShardInput::Deliver { recipients, place, frame } => self.deliver(recipients, place, &frame.tcp()),
+            ShardInput::Deliver { recipients, place, frame, .. } => self.deliver(recipients, place, &frame.tcp()),
             ShardInput::PushesMissed { of } => self.tell_missed(of.as_deref()),
             ShardInput::Membership { room, user, change, frame } => {
                 let everybody = Recipients::Conversation(ConversationId::Room(room));
