@@ -125,6 +125,8 @@ pub enum Ask {
         positions: Vec<SyncFrom>,
         /// The session to go on with; zero if none.
         resume: SessionId,
+        /// Where it begins.
+        ground: Ground,
     },
     /// What is missing in these conversations?
     Sync {
@@ -159,6 +161,16 @@ pub struct Pull {
     pub after: Option<Place>,
     /// The end of the gap to be filled from `after` on; nothing for what is newest.
     pub before: Option<Seq>,
+}
+
+/// Whether somebody looks at what a session is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ground {
+    /// Somebody may: it gets every push.
+    #[default]
+    Foreground,
+    /// Nobody does: it gets counts instead of most pushes.
+    Background,
 }
 
 /// Whether an answer names the user's conversations that the question did not.
@@ -268,6 +280,33 @@ pub enum Recipients {
     Session(UserId, SessionId),
 }
 
+/// Who wrote the messages of a delivery: a session in the background is told how many there are from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Authors {
+    /// It holds no message.
+    #[default]
+    None,
+    /// It holds one.
+    One(UserId),
+    /// It holds several: the author of each.
+    Many(Arc<[UserId]>),
+}
+
+impl Authors {
+    /// Messages that somebody else than `user` wrote.
+    #[must_use]
+    pub fn others_than(&self, user: UserId) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::One(author) => u32::from(*author != user),
+            Self::Many(authors) => {
+                let others = authors.iter().filter(|author| **author != user).count();
+                u32::try_from(others).expect("as many messages as fit a frame")
+            }
+        }
+    }
+}
+
 /// What goes into a shard's mailbox.
 #[derive(Debug)]
 pub enum ShardInput {
@@ -275,8 +314,10 @@ pub enum ShardInput {
     Deliver {
         /// To whom.
         recipients: Recipients,
-        /// The messages in it; nothing for other pushes.
+        /// The messages in it, or up to which it speaks; nothing for other pushes.
         span: Option<Span>,
+        /// Who wrote the messages in it.
+        authors: Authors,
         /// What.
         frame: Encoded,
     },
@@ -415,6 +456,8 @@ pub struct Identity {
     pub device: String,
     /// Lobbies to watch from the start.
     pub watch: Vec<LobbyName>,
+    /// Where the session begins.
+    pub ground: Ground,
 }
 
 impl Weigh for ShardInput {

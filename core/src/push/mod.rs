@@ -20,7 +20,7 @@ use tidegate_proto::v1::Gear;
 use tidegate_proto::{HEAD_BYTES, Kind, v1};
 
 use crate::clock::Clock;
-use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
+use crate::delivery::{Authors, Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
 use crate::ids::{ConversationId, Millis, Place, Span};
 use crate::ingest::members::Members;
@@ -156,7 +156,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let place = Place { epoch, seq };
                     if let ConversationId::Private { .. } = conversation {
                         let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
-                        self.to_conversation(conversation, Some(place.into()), frame, everywhere, &mut batches);
+                        let (span, authors) = (Some(place.into()), Authors::One(sender));
+                        self.to_conversation(conversation, span, authors, frame, everywhere, &mut batches);
                         continue;
                     }
                     self.pulls.tails.pushed(conversation, place);
@@ -182,7 +183,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let frame = Encoded::push(&mut buffer, Kind::SendRejected, &payload);
                     for shard in self.routes.shards_of(user).iter() {
                         let recipients = Recipients::Session(user, session);
-                        let deliver = ShardInput::Deliver { recipients, span: None, frame: frame.clone() };
+                        let (span, authors, frame) = (None, Authors::None, frame.clone());
+                        let deliver = ShardInput::Deliver { recipients, span, authors, frame };
                         batches[usize::from(shard.0)].push(deliver);
                     }
                 }
@@ -194,7 +196,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         read_seq: receipt.read.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
-                    self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(receipt.conversation, None, Authors::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
                     self.pulls.tails.noticed(conversation, latest, spread_ms);
@@ -215,7 +217,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         let forget = |batch: &mut Vec<_>| batch.push(ShardInput::Tail { conversation, tail: None });
                         batches.iter_mut().for_each(forget);
                     }
-                    self.to_conversation(conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(conversation, None, Authors::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
@@ -251,11 +253,14 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let bytes_max = self.frame_bytes_max.saturating_sub(HEADS);
         pace.take_due(now, bytes_max, |conversation, held| {
             for (span, run) in pace::runs(&held, bytes_max) {
-                let frame = match run {
-                    [only] => Encoded::push(buffer, Kind::Message, &only.payload),
-                    many => Encoded::push(buffer, Kind::Messages, &joined(many)),
+                let (authors, frame) = match run {
+                    [only] => (Authors::One(only.sender), Encoded::push(buffer, Kind::Message, &only.payload)),
+                    many => {
+                        let authors = many.iter().map(|held| held.sender).collect();
+                        (Authors::Many(authors), Encoded::push(buffer, Kind::Messages, &joined(many)))
+                    }
                 };
-                self.to_conversation(conversation, Some(span), frame, everywhere, batches);
+                self.to_conversation(conversation, Some(span), authors, frame, everywhere, batches);
             }
         });
     }
@@ -268,6 +273,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         &self,
         conversation: ConversationId,
         span: Option<Span>,
+        authors: Authors,
         frame: Encoded,
         everywhere: ShardSet,
         batches: &mut [Vec<ShardInput>],
@@ -280,7 +286,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             _ => (Recipients::Conversation(conversation), everywhere),
         };
         for shard in shards.iter() {
-            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, span, frame: frame.clone() });
+            let (authors, frame) = (authors.clone(), frame.clone());
+            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, span, authors, frame });
         }
     }
 }
