@@ -128,10 +128,8 @@ fn every_outcome_of_a_sync_says_what_to_do() {
 #[test]
 fn every_gear_says_how_messages_come() {
     let document = protocol();
-    let shown: Vec<(i32, String)> = table(section(&document, "## Storms"))
-        .iter()
-        .map(|row| (row[1].parse().unwrap(), row[0].to_owned()))
-        .collect();
+    let shown: Vec<(i32, String)> =
+        table(section(&document, "## Storms")).iter().map(|row| (row[1].parse().unwrap(), row[0].to_owned())).collect();
     let known: Vec<(i32, String)> = (0..=255)
         .filter_map(|number| Gear::try_from(number).ok())
         .map(|gear| (gear as i32, gear.as_str_name().to_owned()))

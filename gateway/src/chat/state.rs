@@ -5,9 +5,10 @@
 //! missed or delayed ("Staying in sync" of `proto/PROTOCOL.md`); a message to send is kept until it is acknowledged or
 //! refused for good, and repeated with the same `client_msg_id`.
 
+mod storm;
 mod sync;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use tidegate_proto::limits::{SYNC_POSITIONS_MAX, WATCHES_MAX};
 use tidegate_proto::v1::{self, Code, SyncOutcome};
 
 use super::ask::{Answer, Ask, Push, Standing};
+use super::conversation::storm::{Phase, Weather};
 use super::conversation::{Conversation, OPENING_PAGE, Step, Want};
 use super::line::{Line, Part, Place, Said, escape};
 use super::outbox::{Outbox, OutboxNews};
@@ -38,9 +40,11 @@ pub struct State {
     met: bool,
     /// To go on with after a reconnect.
     session: u64,
+    /// When this connection pulls; none before the first.
+    phase: Option<Phase>,
     /// When to ask which conversations there are besides those known.
     others_at: Option<Instant>,
-    conversations: HashMap<String, Conversation>,
+    conversations: BTreeMap<String, Conversation>,
     watched: BTreeSet<String>,
     /// The next older messages are the answer to a command.
     older_wanted: bool,
@@ -65,8 +69,9 @@ impl State {
             online: false,
             met: false,
             session: 0,
+            phase: None,
             others_at: None,
-            conversations: HashMap::new(),
+            conversations: BTreeMap::new(),
             outbox: Outbox::default(),
             own_seen: VecDeque::new(),
             own_expected: BTreeMap::new(),
@@ -182,6 +187,9 @@ impl State {
     pub fn handle_push(&mut self, now: Instant, push: Push) {
         match push {
             Push::Message(message) => self.handle_message(now, message),
+            Push::Messages(messages) => self.handle_messages(now, messages),
+            Push::Notice(notice) => self.handle_notice(now, &notice),
+            Push::GearChanged(changed) => self.handle_gear(now, &changed),
             Push::SendRejected(rejected) => {
                 self.own_expected.remove(&rejected.message_id);
                 let place = Part::Title(rejected.conversation_id);
@@ -272,6 +280,8 @@ impl State {
                 self.follow(&conversation, steps);
             }
             (Ask::Sync(asked), Answer::Synced(reply)) => self.handle_sync_reply(now, &asked, reply),
+            (Ask::Pull(asked), Answer::Pulled(reply)) => self.handle_pulled(now, &asked, reply),
+            (Ask::Pull(asked), Answer::Refused(error)) => self.handle_no_pull(now, &asked, &error),
             (Ask::Sync(asked), Answer::Refused(error)) => self.handle_no_sync(now, &asked, &error),
             (Ask::History { conversation, .. }, Answer::Refused(error)) => {
                 self.handle_no_history(now, &conversation, &error)
@@ -382,11 +392,12 @@ impl State {
             return;
         }
         self.asks.extend(self.outbox.due(now));
-        let mut missing = Vec::new();
+        let (mut missing, mut pulls) = (Vec::new(), Vec::new());
         for (id, conversation) in &mut self.conversations {
             match conversation.due_want(now) {
                 Some(Want::Page(range)) => self.asks.push_back(Ask::History { conversation: id.clone(), range }),
                 Some(Want::Missing) => missing.push(id.clone()),
+                Some(want @ (Want::Pull | Want::Fill)) => pulls.push((id.clone(), want)),
                 None => {}
             }
             if let Some((delivered, read)) = conversation.due_receipt(now) {
@@ -394,6 +405,7 @@ impl State {
             }
         }
         self.ask_what_is_missing(now, &missing);
+        pulls.iter().for_each(|(id, want)| self.ask_pull(id, *want));
     }
 
     fn tell(&mut self, news: Option<OutboxNews>) {
@@ -412,6 +424,13 @@ impl State {
                     let own = message.sender_id == self.me;
                     self.entry(id).handle_shown(message.seq, here, own);
                 }
+                Step::Ahead(message) => self.lines.push_back(Line::Said(Said::new(&message, !here))),
+                Step::Passed(seq) => self.entry(id).handle_shown(seq, here, false),
+                Step::LeftOut { count, after, before } => {
+                    self.show_left_out(id, count, here);
+                    self.entry(id).handle_left_out(after, before);
+                }
+                Step::Filled(messages) => self.show_filled(id, &messages, here),
                 Step::Older(messages) => {
                     if here && self.older_wanted {
                         self.older_wanted = false;

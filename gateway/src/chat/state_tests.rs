@@ -8,6 +8,9 @@ use crate::chat::line::{Names, Paint};
 
 const HOME: &str = "lobby_main";
 
+/// Pulls at a quarter of each spread.
+const CHANCE: u32 = 1 << 30;
+
 struct Desk {
     state: State,
     now: Instant,
@@ -45,7 +48,7 @@ impl Desk {
             synced,
             ..Default::default()
         };
-        self.state.handle_login(self.now, login, &asked);
+        self.state.handle_login(self.now, login, &asked, CHANCE);
     }
 
     fn asks(&mut self) -> Vec<Ask> {
