@@ -4,6 +4,7 @@
 //! same for many connections is encoded once and shared.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{CloseCode, Code};
@@ -13,9 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::event::{IngestEvent, Membership};
 use crate::ids::{
-    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId,
+    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, Span, UserId,
 };
 use crate::queue::Weigh;
+use crate::storm::Tail;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,6 +135,8 @@ pub enum Ask {
         /// Whether to name the conversations that the positions do not.
         others: Others,
     },
+    /// What is newest in a room or lobby the session may read, or what fills a gap in it?
+    Pull(Pull),
     /// A page of a conversation the session may read.
     History {
         /// The conversation.
@@ -144,6 +148,17 @@ pub enum Ask {
         /// Whether to say how far everybody is.
         watermarks: Watermarks,
     },
+}
+
+/// Which messages of a conversation a client pulls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// A room or lobby.
+    pub conversation: ConversationId,
+    /// What the client has; epoch zero if it does not know it.
+    pub after: Option<Place>,
+    /// The end of the gap to be filled from `after` on; nothing for what is newest.
+    pub before: Option<Seq>,
 }
 
 /// Whether an answer names the user's conversations that the question did not.
@@ -195,7 +210,7 @@ impl Weigh for Request {
                 256 + token.len() + device.len() + size_of_val(positions.as_slice())
             }
             Ask::Sync { positions, .. } => 128 + size_of_val(positions.as_slice()),
-            Ask::History { .. } => 128,
+            Ask::History { .. } | Ask::Pull(_) => 128,
         }
     }
 }
@@ -260,8 +275,8 @@ pub enum ShardInput {
     Deliver {
         /// To whom.
         recipients: Recipients,
-        /// A message's place in its conversation; nothing for other pushes.
-        place: Option<Place>,
+        /// The messages in it; nothing for other pushes.
+        span: Option<Span>,
         /// What.
         frame: Encoded,
     },
@@ -327,6 +342,20 @@ pub enum ShardInput {
         ticket: Ticket,
         /// The frame.
         reply: Bytes,
+    },
+    /// What a conversation's pulls are answered with from now on. `None`: by the reception.
+    Tail {
+        /// The conversation.
+        conversation: ConversationId,
+        /// What is newest there.
+        tail: Option<Arc<Tail>>,
+    },
+    /// The answer to a Pull: the same bytes for everybody at its place.
+    Pulled {
+        /// Who waits.
+        ticket: Ticket,
+        /// The encoded `PullReply`, without a head.
+        payload: Bytes,
     },
     /// Another connection has taken the device over: this one is told and closed.
     Replaced {
@@ -397,6 +426,8 @@ impl Weigh for ShardInput {
             Self::Bind { identity, .. } => identity.device.len(),
             Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
+            Self::Tail { tail, .. } => tail.as_ref().map_or(0, |tail| tail.rule().pull_bytes_max()),
+            Self::Pulled { payload, .. } => payload.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
             Self::Refused { .. } | Self::Replaced { .. } | Self::Inspect { .. } | Self::RenewPresence | Self::Drain => {
                 0

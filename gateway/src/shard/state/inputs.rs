@@ -6,7 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use tidegate_core::delivery::{ConnectionView, Encoded, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
-use tidegate_core::ids::{ConversationId, Place, RoomId, UserId};
+use tidegate_core::ids::{ConversationId, RoomId, Span, UserId};
 use tidegate_core::limits::DEPARTURES_MAX;
 use tidegate_core::ports::PresenceChange;
 use tidegate_proto::Kind;
@@ -23,7 +23,7 @@ impl State {
     pub fn handle_inputs(&mut self, inputs: impl Iterator<Item = ShardInput>) {
         for input in inputs {
             match input {
-                ShardInput::Deliver { recipients, place, frame } => self.deliver(recipients, place, &frame),
+                ShardInput::Deliver { recipients, span, frame } => self.deliver(recipients, span, &frame),
                 ShardInput::PushesMissed { of: None } => self.has_missed_pushes = true,
                 ShardInput::PushesMissed { of: Some(users) } => self.tell_missed(&users),
                 ShardInput::Membership { room, user, change, frame } => {
@@ -81,6 +81,13 @@ impl State {
                         connection.session.handle_answer(&reply, &mut self.actions);
                         self.end_if_drained(ticket.connection.slot);
                         self.apply_actions(ticket.connection.slot);
+                    }
+                }
+                ShardInput::Tail { conversation, tail } => self.set_tail(conversation, tail),
+                ShardInput::Pulled { ticket, payload } => {
+                    if self.of_key(ticket.connection).is_some() {
+                        self.answer_pull(ticket, payload);
+                        self.end_if_drained(ticket.connection.slot);
                     }
                 }
                 ShardInput::Replaced { user, attachment } => {
@@ -159,7 +166,7 @@ impl State {
         }
     }
 
-    fn deliver(&mut self, recipients: Recipients, place: Option<Place>, frame: &Encoded) {
+    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, frame: &Encoded) {
         match recipients {
             Recipients::Users(one, other) => {
                 self.deliver_to_user(one, frame);
@@ -168,7 +175,7 @@ impl State {
             Recipients::Conversation(conversation) => {
                 let slots = self.index.take(&conversation);
                 for slot in &slots {
-                    self.deliver_of_many(*slot, conversation, place, frame);
+                    self.deliver_of_many(*slot, conversation, span, frame);
                 }
                 self.index.put_back(&conversation, slots);
             }
@@ -196,7 +203,7 @@ impl State {
     }
 
     /// A push of a room or lobby: one of many receivers that has no room for it goes without, and is told so later.
-    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, place: Option<Place>, frame: &Encoded) {
+    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, span: Option<Span>, frame: &Encoded) {
         let connection = &mut self.connections[slot as usize];
         let is_behind = connection.behind.as_ref().is_some_and(|behind| behind.is_in(&conversation));
         if !is_behind && self.offer(slot, frame).is_ok() {
@@ -215,7 +222,7 @@ impl State {
                 "a connection does not keep up, pushes pass it by"
             );
         }
-        connection.behind.get_or_insert_default().skip(conversation, place);
+        connection.behind.get_or_insert_default().skip(conversation, span);
     }
 
     /// Queues a shared frame. One that finds the outbox full of this very turn's frames gets it written first.
