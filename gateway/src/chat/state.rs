@@ -24,11 +24,19 @@ use super::outbox::{Outbox, OutboxNews};
 /// How long after joining a room the connection may not know of it yet.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// An acknowledged message is waited for so long on the screen.
-const OWN_PUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// An acknowledged message is waited for so long on the screen; a spread of a storm is shorter.
+const OWN_PUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Own messages remembered for their acknowledgement that may come later.
 const OWN_SEEN_MAX: usize = 64;
+
+/// An own message that was acknowledged and is not on the screen.
+#[derive(Debug)]
+struct Expected {
+    since: Instant,
+    conversation: String,
+    body: Bytes,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -51,7 +59,7 @@ pub struct State {
     outbox: Outbox,
     /// Own messages whose push came before their acknowledgement, and the other way round.
     own_seen: VecDeque<Bytes>,
-    own_expected: BTreeMap<Bytes, Instant>,
+    own_expected: BTreeMap<Bytes, Expected>,
     asks: VecDeque<Ask>,
     lines: VecDeque<Line>,
 }
@@ -261,10 +269,10 @@ impl State {
     /// The reply to `ask`.
     pub fn handle_answer(&mut self, now: Instant, ask: Ask, answer: Answer) {
         match (ask, answer) {
-            (Ask::Send { client_msg_id, .. }, Answer::Sent(ack)) => {
+            (Ask::Send { client_msg_id, conversation, body }, Answer::Sent(ack)) => {
                 let is_news = self.outbox.handle_ack(&client_msg_id);
                 if is_news && !self.own_seen.contains(&ack.message_id) {
-                    self.own_expected.insert(ack.message_id, now);
+                    self.own_expected.insert(ack.message_id, Expected { since: now, conversation, body });
                 }
             }
             (Ask::Send { client_msg_id, conversation, .. }, Answer::Refused(error)) => {
@@ -380,10 +388,24 @@ impl State {
 
     /// Does what is due at `now`.
     pub fn handle_tick(&mut self, now: Instant) {
-        self.own_expected.retain(|_, since| now.saturating_duration_since(*since) < OWN_PUSH_TIMEOUT);
+        self.give_up_own(now);
         let news = self.outbox.handle_tick(now);
         self.tell(news);
         self.pump(now);
+    }
+
+    /// Own messages that did not come onto the screen. In a storm they were left out with others, and their text is gone
+    /// from the line it was typed in: it is shown now.
+    fn give_up_own(&mut self, now: Instant) {
+        let is_late = |expected: &Expected| now.saturating_duration_since(expected.since) >= OWN_PUSH_TIMEOUT;
+        let late: Vec<_> = self.own_expected.extract_if(.., |_, expected| is_late(expected)).collect();
+        for (message_id, Expected { conversation, body, .. }) in late {
+            if self.conversations.get(&conversation).is_some_and(Conversation::is_stormy) {
+                let text = escape(&String::from_utf8_lossy(&body));
+                self.note_own(&message_id);
+                self.notice(vec!["yours was sent, and left out here with others: ".into(), text.into()]);
+            }
+        }
     }
 
     /// Turns what is due into asks.
@@ -391,7 +413,9 @@ impl State {
         if !self.online {
             return;
         }
-        self.asks.extend(self.outbox.due(now));
+        while let Some(send) = self.outbox.due(now) {
+            self.asks.push_back(send);
+        }
         let (mut missing, mut pulls) = (Vec::new(), Vec::new());
         for (id, conversation) in &mut self.conversations {
             match conversation.due_want(now) {

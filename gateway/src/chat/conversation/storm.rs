@@ -196,6 +196,11 @@ impl Storm {
 }
 
 impl Conversation {
+    /// Whether messages come by pulls, which may leave some out.
+    pub fn is_stormy(&self) -> bool {
+        self.storm.is_signal()
+    }
+
     /// There are messages to be pulled.
     pub fn handle_notice(&mut self, now: Instant, phase: Phase, notice: &v1::NotifyNewMessages) -> Option<Weather> {
         if self.known && notice.epoch < self.epoch {

@@ -275,9 +275,10 @@ impl World {
         };
         let mut seqs = if asked.before_seq > 0 {
             assert!(after_seq + 1 < asked.before_seq && asked.before_seq <= latest_seq, "{asked:?}");
-            let up_to = (asked.before_seq - 1).min(after_seq + 1 + self.chance.next() % FILLED_MAX);
+            // The same for everybody: it may begin before the hole and end behind it.
+            let up_to = latest_seq.min(after_seq + 1 + self.chance.next() % FILLED_MAX);
             answer.more = up_to < asked.before_seq - 1;
-            after_seq + 1..=up_to
+            (after_seq + 1).saturating_sub(self.chance.next() % 3).max(1)..=up_to
         } else {
             answer.latest_seq -= self.chance.next() % 2 * u64::from(latest_seq > 0);
             let newest = answer.latest_seq;
