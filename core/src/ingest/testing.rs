@@ -262,7 +262,7 @@ impl World {
 
     pub(super) fn engine(&self) -> IngestEngine<Self, Impatient> {
         let (members, streams) = (Arc::new(Members::default()), Arc::new(OutStreams::new(1)));
-        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams)
+        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams, Arc::default())
     }
 
     pub(super) fn memory(&self) -> &MemoryArchive {

@@ -30,6 +30,7 @@ use crate::ports::{
     PushTarget, Standing, TokenState, UnreadCount, User, Watermark,
 };
 use crate::queue::{Closed, Queue};
+use crate::storm::{Format, Pulls};
 
 /// Requests under way at once; each may hold a database connection.
 const LOOKUPS_MAX: usize = 64;
@@ -63,6 +64,8 @@ pub struct Reception<B, M, C, S> {
     pub random: S,
     /// What every reply says alike.
     pub greeting: Greeting,
+    /// What pulls are answered with.
+    pub pulls: Arc<Pulls<B, M, C>>,
 }
 
 /// What a Login asks for besides who it is.
@@ -138,6 +141,10 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             Ask::Sync { user, positions, others } => {
                 let reply = self.sync(ticket, user, positions, others).await;
                 reply.map(|reply| reply.map(|reply| ShardInput::Answer { ticket, reply }))
+            }
+            Ask::Pull(pull) => {
+                let pulled = self.pulls.pull(pull, Format::Protobuf).await.map_err(Refusal::from);
+                pulled.map(|pulled| Some(ShardInput::Pulled { ticket, payload: pulled.body }))
             }
             Ask::History { conversation, page, size, watermarks } => {
                 let reply = self.history(ticket, conversation, page, size, watermarks).await;

@@ -6,9 +6,9 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Access, Ask, Ground, Others, Request, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{Accepting, Access, Ask, Ground, Others, Pull, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
-use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq, SessionId};
+use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, Seq, SessionId};
 use crate::limits;
 use crate::ports::Page;
 
@@ -74,6 +74,7 @@ impl Member {
             Kind::History => self.history(ticket, payload, actions, context),
             Kind::Watch => self.watch(ticket, payload, actions, context),
             Kind::Sync => self.sync(ticket, payload, actions, context),
+            Kind::Pull => self.pull(ticket, payload, actions, context),
             _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),
         }
     }
@@ -155,6 +156,30 @@ impl Member {
         let watermarks = if history.watermarks { Watermarks::Shown } else { Watermarks::LeftOut };
         self.in_flight += 1;
         actions.requests.push_back(Request { ticket, ask: Ask::History { conversation, page, size, watermarks } });
+        Ok(())
+    }
+
+    fn pull(
+        &mut self,
+        ticket: Ticket,
+        payload: Bytes,
+        actions: &mut Actions,
+        context: &SessionContext,
+    ) -> Result<(), Refusal> {
+        let pull = v1::Pull::decode(payload).map_err(|_| BAD_PAYLOAD)?;
+        let conversation = self.conversation(&pull.conversation_id, context)?;
+        if matches!(conversation, ConversationId::Private { .. }) {
+            return Err(Refusal::new(Code::BadConversation, "private conversations are not pulled"));
+        }
+        // Archives count in signed 64 bits.
+        let seq = |seq: u64| Seq(seq.min(i64::MAX as u64));
+        let after = pull.after_seq.map(|after| Place { epoch: Epoch(pull.epoch), seq: seq(after) });
+        let before = (pull.before_seq > 0).then(|| seq(pull.before_seq));
+        if before.is_some() && after.is_none() {
+            return Err(Refusal::new(Code::BadPayload, "before_seq needs after_seq"));
+        }
+        self.in_flight += 1;
+        actions.pulls.push_back((ticket, Pull { conversation, after, before }));
         Ok(())
     }
 

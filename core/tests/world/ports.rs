@@ -148,7 +148,9 @@ impl HotStore for Ports {
     }
 
     async fn settle(&self, ends: &[(ConversationId, End)], cached: &[CacheRun]) -> PortResult<()> {
-        self.shared.call("settle", self.hot.settle(ends, cached)).await
+        self.shared.call("settle", self.hot.settle(ends, cached)).await?;
+        self.shared.ledger.left_to_pull(cached);
+        Ok(())
     }
 
     async fn cached(

@@ -4,9 +4,9 @@
 //! is gone does nothing, and a shared frame is queued as a slice, never copied.
 
 use bytes::{Bytes, BytesMut};
-use tidegate_core::delivery::{Authors, ConnectionView, Encoded, Ground, Recipients, Settled, ShardInput, Ticket};
+use tidegate_core::delivery::{ConnectionView, Encoded, Ground, News, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
-use tidegate_core::ids::{ConversationId, Place, RoomId, UserId};
+use tidegate_core::ids::{ConversationId, RoomId, Span, UserId};
 use tidegate_core::limits::DEPARTURES_MAX;
 use tidegate_core::ports::PresenceChange;
 use tidegate_proto::Kind;
@@ -23,9 +23,7 @@ impl State {
     pub fn handle_inputs(&mut self, inputs: impl Iterator<Item = ShardInput>) {
         for input in inputs {
             match input {
-                ShardInput::Deliver { recipients, place, authors, frame } => {
-                    self.deliver(recipients, place, &authors, &frame);
-                }
+                ShardInput::Deliver { recipients, span, news, frame } => self.deliver(recipients, span, &news, &frame),
                 ShardInput::PushesMissed { of: None } => self.has_missed_pushes = true,
                 ShardInput::PushesMissed { of: Some(users) } => self.tell_missed(&users),
                 ShardInput::Membership { room, user, change, frame } => {
@@ -85,6 +83,13 @@ impl State {
                         connection.session.handle_answer(&reply, &mut self.actions);
                         self.end_if_drained(ticket.connection.slot);
                         self.apply_actions(ticket.connection.slot);
+                    }
+                }
+                ShardInput::Tail { conversation, tail } => self.set_tail(conversation, tail),
+                ShardInput::Pulled { ticket, payload } => {
+                    if self.of_key(ticket.connection).is_some() {
+                        self.answer_pull(ticket, payload);
+                        self.end_if_drained(ticket.connection.slot);
                     }
                 }
                 ShardInput::Replaced { user, attachment } => {
@@ -163,14 +168,14 @@ impl State {
         }
     }
 
-    fn deliver(&mut self, recipients: Recipients, place: Option<Place>, authors: &Authors, frame: &Encoded) {
+    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, news: &News, frame: &Encoded) {
         match recipients {
             Recipients::Users(one, other) => {
                 let conversation = ConversationId::Private { low: one.min(other), high: one.max(other) };
                 for user in [one, other] {
                     let slots: smallvec::SmallVec<[Slot; 4]> = self.index.of_user(user).into();
                     for slot in slots {
-                        if !self.passes_by(slot, conversation, place, authors) {
+                        if !self.passes_by(slot, conversation, span, news) {
                             self.deliver_to_slot(slot, frame);
                         }
                     }
@@ -179,8 +184,8 @@ impl State {
             Recipients::Conversation(conversation) => {
                 let slots = self.index.take(&conversation);
                 for slot in &slots {
-                    if !self.passes_by(*slot, conversation, place, authors) {
-                        self.deliver_of_many(*slot, conversation, place, frame);
+                    if !self.passes_by(*slot, conversation, span, news) {
+                        self.deliver_of_many(*slot, conversation, span, frame);
                     }
                 }
                 self.index.put_back(&conversation, slots);
@@ -209,7 +214,7 @@ impl State {
     }
 
     /// A push of a room or lobby: one of many receivers that has no room for it goes without, and is told so later.
-    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, place: Option<Place>, frame: &Encoded) {
+    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, span: Option<Span>, frame: &Encoded) {
         let connection = &mut self.connections[slot as usize];
         let is_behind = connection.behind.as_ref().is_some_and(|behind| behind.is_in(&conversation));
         if !is_behind && self.offer(slot, frame).is_ok() {
@@ -228,7 +233,7 @@ impl State {
                 "a connection does not keep up, pushes pass it by"
             );
         }
-        connection.behind.get_or_insert_default().skip(conversation, place);
+        connection.behind.get_or_insert_default().skip(conversation, span);
     }
 
     /// Queues a shared frame. One that finds the outbox full of this very turn's frames gets it written first.
@@ -283,7 +288,7 @@ impl State {
         let mut interests = Vec::new();
         // Whoever leaves still hears of it.
         if change == Membership::Left {
-            self.deliver(Recipients::Conversation(conversation), None, &Authors::None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
         for slot in slots {
             if let Some(connection) = self.connections.get_mut(slot as usize) {
@@ -297,7 +302,7 @@ impl State {
             }
         }
         if change == Membership::Joined {
-            self.deliver(Recipients::Conversation(conversation), None, &Authors::None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
     }
 
