@@ -165,8 +165,9 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let watchers = self.routes.watchers(&conversation).count;
                     if watchers > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
-                        let held = Held { place, sender, payload };
-                        pace.hold(now, conversation, pace::pause_ms(watchers, merge_ms), held);
+                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let held = Held { place, sender, is_direct: pause_ms == 0, payload };
+                        pace.hold(now, conversation, pause_ms, held);
                     }
                 }
                 PushEvent::Replaced { user, attachment } => {
