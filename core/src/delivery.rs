@@ -152,6 +152,16 @@ pub enum Ask {
     },
 }
 
+/// Whether somebody looks at what a session is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ground {
+    /// Somebody may: it gets every push.
+    #[default]
+    Foreground,
+    /// Nobody does: it gets counts instead of most pushes.
+    Background,
+}
+
 /// Which messages of a conversation a client pulls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pull {
@@ -161,16 +171,6 @@ pub struct Pull {
     pub after: Option<Place>,
     /// The end of the gap to be filled from `after` on; nothing for what is newest.
     pub before: Option<Seq>,
-}
-
-/// Whether somebody looks at what a session is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ground {
-    /// Somebody may: it gets every push.
-    #[default]
-    Foreground,
-    /// Nobody does: it gets counts instead of most pushes.
-    Background,
 }
 
 /// Whether an answer names the user's conversations that the question did not.
@@ -280,24 +280,36 @@ pub enum Recipients {
     Session(UserId, SessionId),
 }
 
-/// Who wrote the messages of a delivery: a session in the background is told how many there are from others.
+/// What a push tells of new messages: a session in the background is told that instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Authors {
-    /// It holds no message.
+pub enum News {
+    /// Nothing.
     #[default]
     None,
-    /// It holds one.
+    /// It holds one, which this user wrote.
     One(UserId),
-    /// It holds several: the author of each.
+    /// It holds several: who wrote each.
     Many(Arc<[UserId]>),
+    /// It holds none, and says that there are some up to here.
+    UpTo(Place),
 }
 
-impl Authors {
-    /// Messages that somebody else than `user` wrote.
+impl News {
+    /// Of a push that holds a message by each of these.
     #[must_use]
-    pub fn others_than(&self, user: UserId) -> u32 {
+    pub fn by(authors: &[UserId]) -> Self {
+        match authors {
+            [] => Self::None,
+            [author] => Self::One(*author),
+            authors => Self::Many(authors.into()),
+        }
+    }
+
+    /// Messages in it that somebody else than `user` wrote.
+    #[must_use]
+    pub fn from_others_than(&self, user: UserId) -> u32 {
         match self {
-            Self::None => 0,
+            Self::None | Self::UpTo(_) => 0,
             Self::One(author) => u32::from(*author != user),
             Self::Many(authors) => {
                 let others = authors.iter().filter(|author| **author != user).count();
@@ -314,10 +326,10 @@ pub enum ShardInput {
     Deliver {
         /// To whom.
         recipients: Recipients,
-        /// The messages in it, or up to which it speaks; nothing for other pushes.
+        /// The messages in it; nothing for other pushes.
         span: Option<Span>,
-        /// Who wrote the messages in it.
-        authors: Authors,
+        /// What it tells of new messages.
+        news: News,
         /// What.
         frame: Encoded,
     },

@@ -25,7 +25,7 @@ on_every_backend!(
     who_comes_back_misses_nothing,
     a_session_begins_where_its_login_says,
     ones_own_membership_is_told_in_the_background,
-    receipts_and_notices_are_not,
+    receipts_are_not,
     what_ends_a_message_or_the_connection_is_told,
     what_is_too_much_to_count_is_one_behind,
 );
@@ -241,22 +241,17 @@ fn changed(room: RoomId, user: UserId, change: Membership) -> PushEvent {
     PushEvent::MembershipChanged { conversation: ConversationId::Room(room), user, change }
 }
 
-async fn receipts_and_notices_are_not<B: Backend>(world: &World<B>) {
+async fn receipts_are_not<B: Backend>(world: &World<B>) {
     let (anna, ben) = (world.user("anna").await, world.user("ben").await);
     let private = anna.with(&ben);
-    let mut phone = in_background(world, &ben, "phone", &["lobby_main"]).await;
+    let mut phone = in_background(world, &ben, "phone", &[]).await;
+    let mut ben_pc = world.connect(&ben, "pc").await;
     let mut anna_pc = world.connect(&anna, "pc").await;
     write(&mut anna_pc, &private, 1, 2).await;
     count_until(&mut phone, &seen([(&private, 2, 2)])).await;
     let receipt = v1::Receipt { conversation_id: private.clone(), delivered_seq: 0, read_seq: 2 };
     let _: v1::ReceiptAck = anna_pc.ask(Kind::Receipt, &receipt).await.unwrap();
-    // As in a storm: a change of gear, and notices of what was not pushed.
-    let conversation: ConversationId = "lobby_main".parse().unwrap();
-    let at = |seq| tidegate_core::ids::Place { epoch: Epoch(9), seq: Seq(seq) };
-    let noticed = |seq| PushEvent::Noticed { conversation, latest: at(seq), spread_ms: 100 };
-    let gear = PushEvent::GearChanged { conversation, gear: Gear::Signal, from: at(1) };
-    publish(world, vec![gear, noticed(40), noticed(90)]).await;
-    count_until(&mut phone, &seen([("lobby_main", 90, 0)])).await;
+    while ben_pc.push().await.head.kind != Kind::ReceiptMoved as u8 {}
     write(&mut anna_pc, &private, 3, 1).await;
     count_until(&mut phone, &seen([(&private, 3, 1)])).await;
 }
@@ -305,4 +300,58 @@ async fn what_is_too_much_to_count_is_one_behind<B: Backend>(world: &World<B>) {
         assert_eq!(counts(&mut phone).await.len(), COUNTS_MAX + 1 - told);
     }
     panic!("never within one second");
+}
+
+/// In a storm the end of the lobby is told, whichever way its messages travel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_is_counts_as_well() {
+    const MESSAGES: u64 = 60;
+    let world = support::embedded(&["storm.rules=lobby_main merged_per_s=5 signal_per_s=20 spread_ms=200"]);
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut phone = in_background(&world, &ben, "phone", &["lobby_main"]).await;
+    let mut anna_pc = Client::open(world.address).await;
+    anna_pc.login(&anna, "pc", &["lobby_main"]).await;
+    for n in 1..=MESSAGES {
+        anna_pc.send("lobby_main", &n.to_string(), "x").await.unwrap();
+    }
+    let mut kinds = std::collections::BTreeSet::new();
+    let (mut last_seq, mut new_messages) = (0, 0);
+    while last_seq < MESSAGES {
+        for count in counts(&mut phone).await {
+            assert!(count.last_seq > last_seq);
+            last_seq = count.last_seq;
+            new_messages += u64::from(count.new_messages);
+        }
+    }
+    while !kinds.contains(&(Kind::NotifyNewMessages as u8)) {
+        kinds.insert(anna_pc.push().await.head.kind);
+    }
+    assert!(kinds.contains(&(Kind::Message as u8)) && kinds.contains(&(Kind::GearChanged as u8)), "{kinds:?}");
+    assert!(new_messages > 0 && new_messages < MESSAGES, "{new_messages}: those that were pushed");
+    assert_eq!(last_seq, MESSAGES);
+    world.gateway.stop().await;
+}
+
+/// Messages that share a frame are counted one by one, and one's own are not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn merged_messages_are_counted_one_by_one() {
+    const EACH: u64 = 20;
+    let rule = "storm.rules=lobby_main gears=direct+merged merged_per_s=2 merge_ms=200";
+    let world = support::embedded(&[rule]);
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut phone = in_background(&world, &ben, "phone", &["lobby_main"]).await;
+    let mut anna_pc = Client::open(world.address).await;
+    anna_pc.login(&anna, "pc", &["lobby_main"]).await;
+    let mut ben_pc = world.connect(&ben, "pc").await;
+    for n in 1..=EACH {
+        anna_pc.send("lobby_main", &n.to_string(), "x").await.unwrap();
+        ben_pc.send("lobby_main", &n.to_string(), "x").await.unwrap();
+    }
+    let expected = u32::try_from(EACH).unwrap();
+    count_until(&mut phone, &seen([("lobby_main", 2 * EACH, expected)])).await;
+    let mut kind = 0;
+    while kind != Kind::Messages as u8 {
+        kind = anna_pc.push().await.head.kind;
+    }
+    world.gateway.stop().await;
 }

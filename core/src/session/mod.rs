@@ -73,9 +73,9 @@ struct Member {
     look_up: RoomsLookUp,
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
+    ground: Ground,
     /// Up to when pulls are paid for; see [`Session::charge_pull`].
     pulls_paid_to: Millis,
-    ground: Ground,
 }
 
 /// A change of what a connection is told about; the shard's index follows it.
@@ -250,8 +250,8 @@ impl Session {
             look_up: RoomsLookUp::default(),
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
-            pulls_paid_to: Millis(0),
             ground: identity.ground,
+            pulls_paid_to: Millis(0),
         }));
         true
     }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::rules::{StormRule, StormRules};
 use super::tail::{Tail, ToJson};
 use crate::clock::Clock;
-use crate::delivery::{Authors, Encoded, Mailboxes, Recipients, ShardInput};
+use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardInput};
 use crate::ids::{ConversationId, Millis, Place, Seq};
 use crate::limits::HISTORY_PAGE_MAX;
 use crate::meter;
@@ -279,8 +279,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 let mut batch = vec![ShardInput::Tail { conversation, tail: Some(Arc::clone(&tail)) }];
                 batch.extend(notice.clone().map(|frame| ShardInput::Deliver {
                     recipients: Recipients::Conversation(conversation),
-                    span: Some(tail.latest().into()),
-                    authors: Authors::None,
+                    span: None,
+                    news: News::UpTo(tail.latest()),
                     frame,
                 }));
                 self.mailboxes.post(shard, batch).await;

@@ -3,7 +3,7 @@
 //! Always: nobody is told more than once in a tick, and a tick tells a bounded number of them; who waits for its turn, or whose
 //! socket takes nothing, gets one frame for all that came meanwhile.
 
-use tidegate_core::delivery::{Authors, Ground};
+use tidegate_core::delivery::{Ground, News};
 use tidegate_core::ids::{ConversationId, Place, Span};
 use tidegate_core::limits::COUNTS_TOLD_AT_ONCE;
 
@@ -28,19 +28,24 @@ impl State {
         slot: Slot,
         conversation: ConversationId,
         span: Option<Span>,
-        authors: &Authors,
+        news: &News,
     ) -> bool {
         let connection = &mut self.connections[slot as usize];
         if connection.ground == Ground::Foreground {
             return false;
         }
+        let place = match (news, span) {
+            (News::UpTo(place), _) => Some(*place),
+            (News::One(_) | News::Many(_), Some(Span { epoch, last, .. })) => Some(Place { epoch, seq: last }),
+            _ => None,
+        };
         let user = connection.session.user().filter(|_| connection.phase == Phase::Open);
         if let (Some(span), Some(user)) = (span, user) {
             if connection.counts.is_none() {
                 self.uncounted.push_back((slot, connection.generation));
             }
             let counts = connection.counts.get_or_insert_default();
-            counts.add(conversation, Place { epoch: span.epoch, seq: span.last }, authors.others_than(user));
+            counts.add(conversation, place, news.from_others_than(user));
         }
         true
     }

@@ -4,7 +4,7 @@
 //! is gone does nothing, and a shared frame is queued as a slice, never copied.
 
 use bytes::{Bytes, BytesMut};
-use tidegate_core::delivery::{Authors, ConnectionView, Encoded, Ground, Recipients, Settled, ShardInput, Ticket};
+use tidegate_core::delivery::{ConnectionView, Encoded, Ground, News, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{ConversationId, RoomId, Span, UserId};
 use tidegate_core::limits::DEPARTURES_MAX;
@@ -23,9 +23,7 @@ impl State {
     pub fn handle_inputs(&mut self, inputs: impl Iterator<Item = ShardInput>) {
         for input in inputs {
             match input {
-                ShardInput::Deliver { recipients, span, authors, frame } => {
-                    self.deliver(recipients, span, &authors, &frame);
-                }
+                ShardInput::Deliver { recipients, span, news, frame } => self.deliver(recipients, span, &news, &frame),
                 ShardInput::PushesMissed { of: None } => self.has_missed_pushes = true,
                 ShardInput::PushesMissed { of: Some(users) } => self.tell_missed(&users),
                 ShardInput::Membership { room, user, change, frame } => {
@@ -170,14 +168,14 @@ impl State {
         }
     }
 
-    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, authors: &Authors, frame: &Encoded) {
+    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, news: &News, frame: &Encoded) {
         match recipients {
             Recipients::Users(one, other) => {
                 let conversation = ConversationId::Private { low: one.min(other), high: one.max(other) };
                 for user in [one, other] {
                     let slots: smallvec::SmallVec<[Slot; 4]> = self.index.of_user(user).into();
                     for slot in slots {
-                        if !self.passes_by(slot, conversation, span, authors) {
+                        if !self.passes_by(slot, conversation, span, news) {
                             self.deliver_to_slot(slot, frame);
                         }
                     }
@@ -186,7 +184,7 @@ impl State {
             Recipients::Conversation(conversation) => {
                 let slots = self.index.take(&conversation);
                 for slot in &slots {
-                    if !self.passes_by(*slot, conversation, span, authors) {
+                    if !self.passes_by(*slot, conversation, span, news) {
                         self.deliver_of_many(*slot, conversation, span, frame);
                     }
                 }
@@ -290,7 +288,7 @@ impl State {
         let mut interests = Vec::new();
         // Whoever leaves still hears of it.
         if change == Membership::Left {
-            self.deliver(Recipients::Conversation(conversation), None, &Authors::None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
         for slot in slots {
             if let Some(connection) = self.connections.get_mut(slot as usize) {
@@ -304,7 +302,7 @@ impl State {
             }
         }
         if change == Membership::Joined {
-            self.deliver(Recipients::Conversation(conversation), None, &Authors::None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
     }
 
