@@ -24,6 +24,8 @@ mod retry;
 pub mod delivery;
 pub mod session;
 
+pub mod storm;
+
 pub mod accept;
 pub mod ingest;
 pub mod push;

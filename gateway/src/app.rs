@@ -24,13 +24,15 @@ use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::reception::{Greeting, Reception};
 use tidegate_core::session::SessionContext;
+use tidegate_core::storm::rules::AROUND_MESSAGES_BYTES;
+use tidegate_core::storm::{Pages, Pulls, StormRules, TailKeeper};
 use tidegate_core::streams::{self, OutStreams};
 use tidegate_proto::v1;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::http::{Busy, HandOff, Inspect};
+use crate::http::{self, Busy, GatewayPulls, HandOff, Inspect};
 use crate::shard::listener;
 use crate::shard::mailboxes::{ShardMailboxes, Upgraded};
 use crate::shard::{self, ShardConfig, ShardLinks};
@@ -56,7 +58,8 @@ pub fn bind(config: &Config) -> io::Result<Bound> {
 }
 
 /// A running gateway.
-pub struct Gateway {
+pub struct Gateway<B> {
+    pulls: Arc<GatewayPulls<B>>,
     mailboxes: ShardMailboxes,
     accept: AcceptQueues,
     requests: Arc<Queue<Request>>,
@@ -73,7 +76,7 @@ pub struct Gateway {
 ///
 /// # Errors
 /// If a shard's thread cannot be started.
-pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::Result<Gateway> {
+pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::Result<Gateway<B>> {
     let clock = SystemClock;
     let mailboxes = ShardMailboxes::new(u8::try_from(bound.tcp.len()).expect("the config allows at most 64 shards"));
     let accept = AcceptQueues::new(backend.ingest().partitions());
@@ -84,12 +87,20 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     let mut finishing = JoinSet::new();
     let mut endless = JoinSet::new();
 
+    let rules = Arc::new(config.storm.clone());
+    let pulls = Arc::new(pulls(config, &backend, mailboxes.clone(), Arc::clone(&routes), Arc::clone(&rules)));
+    let kept = Arc::clone(&pulls);
+    endless.spawn(async move { kept.tails.run().await });
+
     // The second leg first, so that nothing is pushed to nobody.
     let push = PushEngine {
         backend: Arc::clone(&backend),
         mailboxes: mailboxes.clone(),
         routes: Arc::clone(&routes),
         members: Arc::clone(&members),
+        pulls: Arc::clone(&pulls),
+        rules: Arc::clone(&rules),
+        frame_bytes_max: config.limits.frame_bytes_max,
         clock,
     };
     endless.spawn(push.run());
@@ -97,7 +108,8 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     for partition in (0..backend.ingest().partitions()).map(Partition) {
         let streams = Arc::new(OutStreams::new(random()));
         out_streams.push(Arc::clone(&streams));
-        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, Arc::clone(&members), streams);
+        let (members, rules) = (Arc::clone(&members), Arc::clone(&rules));
+        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, members, streams, rules);
         endless.spawn(engine.run());
         finishing.spawn(accept::run(partition, accept.clone(), Arc::clone(&backend), mailboxes.clone()));
     }
@@ -108,6 +120,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         clock,
         random,
         greeting: greeting(config),
+        pulls: Arc::clone(&pulls),
     };
     let queue = Arc::clone(&requests);
     finishing.spawn(async move { reception.run(&queue).await });
@@ -125,7 +138,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     };
     let shards = start_shards(config, bound.tcp, &links)?;
     let drain_timeout = config.limits.drain_timeout;
-    Ok(Gateway { mailboxes, accept, requests, departures, shards, finishing, endless, drain_timeout })
+    Ok(Gateway { pulls, mailboxes, accept, requests, departures, shards, finishing, endless, drain_timeout })
 }
 
 fn start_shards(
@@ -162,7 +175,28 @@ fn start_shards(
     Ok(shards)
 }
 
-impl Gateway {
+/// What pulls are answered with: the newest of what is pulled, and older pages.
+pub fn pulls<B: Backend>(
+    config: &Config,
+    backend: &Arc<B>,
+    mailboxes: ShardMailboxes,
+    routes: Arc<Routes>,
+    rules: Arc<StormRules>,
+) -> GatewayPulls<B> {
+    let answer_bytes_max = config.limits.frame_bytes_max.saturating_sub(AROUND_MESSAGES_BYTES);
+    Pulls {
+        tails: TailKeeper::new(Arc::clone(backend), mailboxes, SystemClock, routes, rules, http::pull_reply_json),
+        pages: Pages::new(Arc::clone(backend), SystemClock, answer_bytes_max, http::pull_reply_json),
+    }
+}
+
+impl<B: Backend> Gateway<B> {
+    /// What pulls are answered with.
+    #[must_use]
+    pub fn pulls(&self) -> &Arc<GatewayPulls<B>> {
+        &self.pulls
+    }
+
     /// The way into the shards, for WebSockets whose handshake is done.
     #[must_use]
     pub fn mailboxes(&self) -> &ShardMailboxes {

@@ -10,6 +10,7 @@ mod layers;
 mod nearest;
 mod reader;
 mod secret;
+mod storm;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tidegate_core::ids::{GatewayId, LobbyName};
 use tidegate_core::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, GATEWAY_ID_BYTES_MAX, IN_FLIGHT_MAX};
 use tidegate_core::services::password::PasswordCost;
+use tidegate_core::storm::StormRules;
 
 pub use cli::CliOverrides;
 pub use error::{ConfigError, Source};
@@ -56,6 +58,8 @@ pub struct Config {
     pub auth: Auth,
     /// Conversations everybody may read and write.
     pub lobbies: Vec<LobbyName>,
+    /// Which conversations change gear, and when.
+    pub storm: StormRules,
     /// Logging.
     pub log: Log,
     /// What is odd but no error; to be logged once logging is up.
@@ -198,6 +202,8 @@ impl Config {
             tcp: read.text("listen.tcp", ADDRESS, |text| text.parse().ok())?,
             http: read.text("listen.http", ADDRESS, |text| text.parse().ok())?,
         };
+        let limits = limits(&mut read)?;
+        let storm = storm::rules(&mut read, limits.frame_bytes_max)?;
         Ok(Self {
             backend,
             gateway_id: gateway_id(&mut read, listen.tcp.port())?,
@@ -217,9 +223,10 @@ impl Config {
                 pool_max: read.number("mysql.pool_max", 1..=1024)?,
             },
             heartbeat: heartbeat(&mut read)?,
-            limits: limits(&mut read)?,
+            limits,
             auth: auth(&mut read)?,
             lobbies: lobbies(&mut read)?,
+            storm,
             log: log(&mut read)?,
             warnings: read.finish(),
         })

@@ -1,12 +1,13 @@
 //! The in-process hot store.
 //!
-//! Batches of the [`HotStore`] port come in; counters, presence, inboxes, counts and tokens are kept in this process's
+//! Batches of the [`HotStore`] port come in; counters, caches, presence, inboxes, counts and tokens are kept in this process's
 //! memory and are gone with it, as after the loss of a Redis.
 //!
 //! What must hold: one lock, taken once per call and never across an await; every map is bounded, and what it forgets
 //! (the least recently used) is what the archive knows too, except tokens, whose users log in again.
 
 mod aging;
+mod cache;
 mod presence;
 mod sequences;
 mod unread;
@@ -19,15 +20,16 @@ use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
+use self::cache::Caches;
 use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Place, Seq, SessionId, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun,
-    Summary, TokenState, UnreadCount,
+    Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome,
+    SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -48,6 +50,7 @@ pub struct EmbeddedHotStore<C> {
 #[derive(Clone)]
 struct State {
     sequences: Sequences,
+    caches: Caches,
     places: Places,
     /// Gateways that have beaten since everything was lost.
     known: FxHashSet<GatewayId>,
@@ -64,6 +67,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             sequences: Sequences::default(),
+            caches: Caches::default(),
             places: Places::default(),
             known: FxHashSet::default(),
             unread: Aging::new(COUNTS_GENERATION_MAX),
@@ -138,9 +142,23 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(self.state().sequences.give(runs))
     }
 
-    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.state().sequences.settle(ends);
+    async fn settle(&self, ends: &[(ConversationId, End)], cached: &[CacheRun]) -> PortResult<()> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.sequences.settle(ends);
+        state.caches.add(cached, now);
         Ok(())
+    }
+
+    async fn cached(
+        &self,
+        conversation: ConversationId,
+        after: Option<Place>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> PortResult<CacheSlice> {
+        let now = self.clock.now();
+        Ok(self.state().caches.slice(conversation, after, messages_max, bytes_max, now))
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {
