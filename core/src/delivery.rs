@@ -4,6 +4,7 @@
 //! same for many connections is encoded once and shared.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{CloseCode, Code};
@@ -13,9 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::event::{IngestEvent, Membership};
 use crate::ids::{
-    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId,
+    Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, Span, UserId,
 };
 use crate::queue::Weigh;
+use crate::storm::Tail;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,6 +147,8 @@ pub enum Ask {
         positions: Vec<SyncFrom>,
         /// The session to go on with; zero if none.
         resume: SessionId,
+        /// Where it begins.
+        ground: Ground,
     },
     /// What is missing in these conversations?
     Sync {
@@ -155,6 +159,8 @@ pub enum Ask {
         /// Whether to name the conversations that the positions do not.
         others: Others,
     },
+    /// What is newest in a room or lobby the session may read, or what fills a gap in it?
+    Pull(Pull),
     /// A page of a conversation the session may read.
     History {
         /// The conversation.
@@ -166,6 +172,27 @@ pub enum Ask {
         /// Whether to say how far everybody is.
         watermarks: Watermarks,
     },
+}
+
+/// Whether somebody looks at what a session is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ground {
+    /// Somebody may: it gets every push.
+    #[default]
+    Foreground,
+    /// Nobody does: it gets counts instead of most pushes.
+    Background,
+}
+
+/// Which messages of a conversation a client pulls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// A room or lobby.
+    pub conversation: ConversationId,
+    /// What the client has; epoch zero if it does not know it.
+    pub after: Option<Place>,
+    /// The end of the gap to be filled from `after` on; nothing for what is newest.
+    pub before: Option<Seq>,
 }
 
 /// Whether an answer names the user's conversations that the question did not.
@@ -217,7 +244,7 @@ impl Weigh for Request {
                 256 + token.len() + device.len() + size_of_val(positions.as_slice())
             }
             Ask::Sync { positions, .. } => 128 + size_of_val(positions.as_slice()),
-            Ask::History { .. } => 128,
+            Ask::History { .. } | Ask::Pull(_) => 128,
         }
     }
 }
@@ -275,6 +302,45 @@ pub enum Recipients {
     Session(UserId, SessionId),
 }
 
+/// What a push tells of new messages: a session in the background is told that instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    #[default]
+    None,
+    /// It holds one, which this user wrote.
+    One(UserId),
+    /// It holds several: who wrote each.
+    Many(Arc<[UserId]>),
+    /// It holds none, and says that there are some up to here.
+    UpTo(Place),
+}
+
+impl News {
+    /// Of a push that holds a message by each of these.
+    #[must_use]
+    pub fn by(authors: &[UserId]) -> Self {
+        match authors {
+            [] => Self::None,
+            [author] => Self::One(*author),
+            authors => Self::Many(authors.into()),
+        }
+    }
+
+    /// Messages in it that somebody else than `user` wrote.
+    #[must_use]
+    pub fn from_others_than(&self, user: UserId) -> u32 {
+        match self {
+            Self::None | Self::UpTo(_) => 0,
+            Self::One(author) => u32::from(*author != user),
+            Self::Many(authors) => {
+                let others = authors.iter().filter(|author| **author != user).count();
+                u32::try_from(others).expect("as many messages as fit a frame")
+            }
+        }
+    }
+}
+
 /// What goes into a shard's mailbox.
 #[derive(Debug)]
 pub enum ShardInput {
@@ -282,8 +348,10 @@ pub enum ShardInput {
     Deliver {
         /// To whom.
         recipients: Recipients,
-        /// A message's place in its conversation; nothing for other pushes.
-        place: Option<Place>,
+        /// The messages in it; nothing for other pushes.
+        span: Option<Span>,
+        /// What it tells of new messages.
+        news: News,
         /// What.
         frame: Encoded,
     },
@@ -350,6 +418,20 @@ pub enum ShardInput {
         /// The frame.
         reply: Bytes,
     },
+    /// What a conversation's pulls are answered with from now on. `None`: by the reception.
+    Tail {
+        /// The conversation.
+        conversation: ConversationId,
+        /// What is newest there.
+        tail: Option<Arc<Tail>>,
+    },
+    /// The answer to a Pull: the same bytes for everybody at its place.
+    Pulled {
+        /// Who waits.
+        ticket: Ticket,
+        /// The encoded `PullReply`, without a head.
+        payload: Bytes,
+    },
     /// Another connection has taken the device over: this one is told and closed.
     Replaced {
         /// The user.
@@ -408,6 +490,8 @@ pub struct Identity {
     pub device: String,
     /// Lobbies to watch from the start.
     pub watch: Vec<LobbyName>,
+    /// Where the session begins.
+    pub ground: Ground,
 }
 
 impl Weigh for ShardInput {
@@ -419,6 +503,8 @@ impl Weigh for ShardInput {
             Self::Bind { identity, .. } => identity.device.len(),
             Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
+            Self::Tail { tail, .. } => tail.as_ref().map_or(0, |tail| tail.rule().pull_bytes_max()),
+            Self::Pulled { payload, .. } => payload.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
             Self::Refused { .. } | Self::Replaced { .. } | Self::Inspect { .. } | Self::RenewPresence | Self::Drain => {
                 0

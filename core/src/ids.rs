@@ -69,12 +69,29 @@ impl Seq {
 pub struct Epoch(pub u32);
 
 /// Where a message is in its conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The conversation's epoch.
     pub epoch: Epoch,
     /// The sequence.
     pub seq: Seq,
+}
+
+/// Messages of a conversation that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The conversation's epoch.
+    pub epoch: Epoch,
+    /// The first one's sequence.
+    pub first: Seq,
+    /// The last one's.
+    pub last: Seq,
+}
+
+impl From<Place> for Span {
+    fn from(Place { epoch, seq }: Place) -> Self {
+        Self { epoch, first: seq, last: seq }
+    }
 }
 
 /// Milliseconds since the Unix epoch.

@@ -26,6 +26,8 @@ pub mod fairness;
 pub mod delivery;
 pub mod session;
 
+pub mod storm;
+
 pub mod accept;
 pub mod ingest;
 pub mod push;

@@ -29,6 +29,16 @@ pub const ENGINE_RETRIES: &str = "tidegate_engine_retries_total";
 pub const PUSH_MISSED: &str = "tidegate_push_missed_total";
 /// Users whose presence the hot store had lost, so that pushes may have passed them by.
 pub const PRESENCE_LOST: &str = "tidegate_presence_lost_users_total";
+/// Gear changes, by `gear`.
+pub const STORM_SHIFTS: &str = "tidegate_storm_gear_shifts_total";
+/// Notices that gateways were given instead of messages.
+pub const STORM_NOTICES: &str = "tidegate_storm_notices_total";
+/// Messages that went into the lobby cache instead of being pushed.
+pub const STORM_CACHED: &str = "tidegate_storm_cached_messages_total";
+/// Times that what is to be pulled was fetched from the lobby cache or the archive.
+pub const PULL_FETCHES: &str = "tidegate_pull_fetches_total";
+/// Pulls answered by the shards from memory, and others, by `from`: `shard` or `reception`.
+pub const PULL_ANSWERS: &str = "tidegate_pull_answers_total";
 /// Events the push engine took.
 pub const PUSH_EVENTS: &str = "tidegate_push_events_total";
 /// Logins, by `outcome`.

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 
 use crate::clock::Clock;
 use crate::event::{PushEvent, StreamMark};
-use crate::ids::{GatewayId, Millis, StreamId};
+use crate::ids::{ConversationId, GatewayId, Millis, StreamId};
 use crate::limits::{PUBLISH_BYTES_MAX, PUSH_BATCH_MAX};
 use crate::ports::{Backend, PushQueue as _, PushTarget};
 
@@ -43,6 +43,9 @@ pub struct OutStreams {
 struct OutState {
     begun: u64,
     streams: FxHashMap<PushTarget, OutStream>,
+    /// Pushes that are only given now and then, each the latest of its conversation. They stand here so that whoever goes
+    /// on with these streams gives what its predecessor owed.
+    owed: FxHashMap<ConversationId, PushEvent>,
 }
 
 struct OutStream {
@@ -66,7 +69,7 @@ impl OutStreams {
         let mut state = self.lock();
         let mut stamped = Vec::with_capacity(pushes.len());
         for (target, events) in pushes {
-            let OutState { begun, streams } = &mut *state;
+            let OutState { begun, streams, .. } = &mut *state;
             let stream = streams.entry(target.clone()).or_insert_with(|| {
                 *begun += 1;
                 OutStream { id: StreamId(self.base.wrapping_add(*begun)), sent: 0, confirmed: 0 }
@@ -94,6 +97,25 @@ impl OutStreams {
         let mut state = self.lock();
         state.streams.values_mut().for_each(|stream| stream.confirmed = stream.sent);
         state.forget(gone);
+    }
+
+    /// Something about the conversation is to be pushed a little later; it replaces what was owed before.
+    pub fn owe(&self, conversation: ConversationId, event: PushEvent) {
+        self.lock().owed.insert(conversation, event);
+    }
+
+    /// It was pushed, and MQ2 has it.
+    pub fn pay(&self, conversation: ConversationId, event: &PushEvent) {
+        let mut state = self.lock();
+        if state.owed.get(&conversation) == Some(event) {
+            state.owed.remove(&conversation);
+        }
+    }
+
+    /// All that is owed.
+    #[must_use]
+    pub fn owed(&self) -> Vec<(ConversationId, PushEvent)> {
+        self.lock().owed.iter().map(|(conversation, event)| (*conversation, event.clone())).collect()
     }
 
     fn beacons(&self) -> Vec<Batch> {
@@ -190,7 +212,7 @@ mod tests {
     use tidegate_proto::v1::Gear;
 
     use super::*;
-    use crate::ids::{ConversationId, Epoch, Seq, UserId};
+    use crate::ids::{Epoch, Seq, UserId};
 
     fn event(bytes: usize) -> PushEvent {
         let conversation = ConversationId::private(UserId(1), UserId(2)).expect("two users");

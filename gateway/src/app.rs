@@ -25,13 +25,15 @@ use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::reception::{Greeting, Reception};
 use tidegate_core::session::SessionContext;
+use tidegate_core::storm::rules::AROUND_MESSAGES_BYTES;
+use tidegate_core::storm::{Pages, Pulls, StormRules, TailKeeper};
 use tidegate_core::streams::{self, OutStreams};
 use tidegate_proto::v1;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::http::{Busy, HandOff, Inspect};
+use crate::http::{self, Busy, GatewayPulls, HandOff, Inspect};
 use crate::shard::listener;
 use crate::shard::mailboxes::{ShardMailboxes, Upgraded};
 use crate::shard::{self, ShardConfig, ShardLinks};
@@ -57,7 +59,8 @@ pub fn bind(config: &Config) -> io::Result<Bound> {
 }
 
 /// A running gateway.
-pub struct Gateway {
+pub struct Gateway<B> {
+    pulls: Arc<GatewayPulls<B>>,
     mailboxes: ShardMailboxes,
     accept: AcceptQueues,
     requests: Arc<Queue<Request>>,
@@ -74,7 +77,7 @@ pub struct Gateway {
 ///
 /// # Errors
 /// If a shard's thread cannot be started.
-pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::Result<Gateway> {
+pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::Result<Gateway<B>> {
     let clock = SystemClock;
     let mailboxes = ShardMailboxes::new(u8::try_from(bound.tcp.len()).expect("the config allows at most 64 shards"));
     let accept = AcceptQueues::new(backend.ingest().partitions());
@@ -82,9 +85,14 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     let departures = Arc::new(Queue::new(DEPARTURES_MAX, QUEUE_BYTES_MAX));
     let routes = Arc::new(Routes::default());
     let members = Arc::new(Members::default());
-    let rules = Rules { limits: Arc::new(config.fairness.clone()), paces: Arc::default() };
+    let fairness = Rules { limits: Arc::new(config.fairness.clone()), paces: Arc::default() };
     let mut finishing = JoinSet::new();
     let mut endless = JoinSet::new();
+
+    let rules = Arc::new(config.storm.clone());
+    let pulls = Arc::new(pulls(config, &backend, mailboxes.clone(), Arc::clone(&routes), Arc::clone(&rules)));
+    let kept = Arc::clone(&pulls);
+    endless.spawn(async move { kept.tails.run().await });
 
     // The second leg first, so that nothing is pushed to nobody.
     let push = PushEngine {
@@ -92,7 +100,10 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         mailboxes: mailboxes.clone(),
         routes: Arc::clone(&routes),
         members: Arc::clone(&members),
-        paces: Arc::clone(&rules.paces),
+        paces: Arc::clone(&fairness.paces),
+        pulls: Arc::clone(&pulls),
+        rules: Arc::clone(&rules),
+        frame_bytes_max: config.limits.frame_bytes_max,
         clock,
     };
     endless.spawn(push.run());
@@ -100,10 +111,11 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     for partition in (0..backend.ingest().partitions()).map(Partition) {
         let streams = Arc::new(OutStreams::new(random()));
         out_streams.push(Arc::clone(&streams));
-        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, Arc::clone(&members), streams);
+        let (members, rules) = (Arc::clone(&members), Arc::clone(&rules));
+        let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, members, streams, rules);
         endless.spawn(engine.run());
         let (queues, backend, mailboxes) = (accept.clone(), Arc::clone(&backend), mailboxes.clone());
-        finishing.spawn(accept::run(partition, queues, backend, mailboxes, rules.clone(), clock));
+        finishing.spawn(accept::run(partition, queues, backend, mailboxes, fairness.clone(), clock));
     }
     endless.spawn(streams::run_beacons(out_streams, Arc::clone(&backend), clock));
     let reception = Reception {
@@ -112,6 +124,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         clock,
         random,
         greeting: greeting(config),
+        pulls: Arc::clone(&pulls),
     };
     let queue = Arc::clone(&requests);
     finishing.spawn(async move { reception.run(&queue).await });
@@ -129,7 +142,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     };
     let shards = start_shards(config, bound.tcp, &links)?;
     let drain_timeout = config.limits.drain_timeout;
-    Ok(Gateway { mailboxes, accept, requests, departures, shards, finishing, endless, drain_timeout })
+    Ok(Gateway { pulls, mailboxes, accept, requests, departures, shards, finishing, endless, drain_timeout })
 }
 
 fn start_shards(
@@ -166,7 +179,28 @@ fn start_shards(
     Ok(shards)
 }
 
-impl Gateway {
+/// What pulls are answered with: the newest of what is pulled, and older pages.
+pub fn pulls<B: Backend>(
+    config: &Config,
+    backend: &Arc<B>,
+    mailboxes: ShardMailboxes,
+    routes: Arc<Routes>,
+    rules: Arc<StormRules>,
+) -> GatewayPulls<B> {
+    let answer_bytes_max = config.limits.frame_bytes_max.saturating_sub(AROUND_MESSAGES_BYTES);
+    Pulls {
+        tails: TailKeeper::new(Arc::clone(backend), mailboxes, SystemClock, routes, rules, http::pull_reply_json),
+        pages: Pages::new(Arc::clone(backend), SystemClock, answer_bytes_max, http::pull_reply_json),
+    }
+}
+
+impl<B: Backend> Gateway<B> {
+    /// What pulls are answered with.
+    #[must_use]
+    pub fn pulls(&self) -> &Arc<GatewayPulls<B>> {
+        &self.pulls
+    }
+
     /// The way into the shards, for WebSockets whose handshake is done.
     #[must_use]
     pub fn mailboxes(&self) -> &ShardMailboxes {

@@ -139,6 +139,7 @@ async fn run<B: Backend>(
         tcp_address,
         hand_off: app::hand_off(gateway.mailboxes().clone()),
         inspect: app::inspect(gateway.mailboxes().clone()),
+        pulls: Arc::clone(gateway.pulls()),
         metrics: metrics.clone(),
         life: life_seen,
         bounds: http::Bounds::default(),

@@ -30,10 +30,11 @@ const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the started gateway is told, unless the environment says otherwise: hashing the passwords of thousands of test
 /// users must not be the longest part of a run, and each of them may write as much as many people.
-const TEST_DEFAULTS: [(&str, &str); 3] = [
+const TEST_DEFAULTS: [(&str, &str); 4] = [
     ("TIDEGATE_AUTH_ARGON2_MEMORY_KIB", "8"),
     ("TIDEGATE_AUTH_ARGON2_ITERATIONS", "1"),
     ("TIDEGATE_FAIRNESS_USER_PER_S", "0"),
+    ("TIDEGATE_FAIRNESS_CONVERSATION_PER_S", "100000"),
 ];
 
 /// How a gateway is started; the same again after it has ended.
@@ -64,17 +65,19 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one on free ports and waits until it is ready.
+    /// Starts one on free ports, with more settings if the environment does not name them, and waits until it is ready.
     ///
     /// # Errors
     /// If the program is not there, ends early or does not become ready in time; with the end of its log.
-    pub fn start(options: &CommonOptions, stop: &AtomicBool) -> anyhow::Result<Self> {
+    pub fn start(options: &CommonOptions, settings: &[(&str, &str)], stop: &AtomicBool) -> anyhow::Result<Self> {
         let program = find_program(options.gateway_bin.as_deref())?;
         let data_dir = options.data_dir.clone().map_or_else(new_data_dir, Ok)?;
         fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
         let data_dir = data_dir.canonicalize()?;
         let [tcp, http] = free_ports()?;
-        let mut gateway = Self::launch(&Launch { program, data_dir, tcp, http, settings: Vec::new() })?;
+        let is_open = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
+        let settings = settings.iter().filter(is_open).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut gateway = Self::launch(&Launch { program, data_dir, tcp, http, settings: settings.collect() })?;
         gateway.keeps_data = options.data_dir.is_some();
         gateway.wait_until_ready(stop)?;
         Ok(gateway)

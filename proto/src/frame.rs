@@ -105,7 +105,8 @@ pub fn put_payload(out: &mut BytesMut, kind: Kind, correlation: u16, payload: &[
     out.put_slice(payload);
 }
 
-fn put_head(out: &mut BytesMut, kind: Kind, correlation: u16, payload_bytes: usize) {
+/// Appends the head of a frame whose payload, of so many bytes, follows in other hands.
+pub fn put_head(out: &mut BytesMut, kind: Kind, correlation: u16, payload_bytes: usize) {
     out.put_slice(&new_head(kind, correlation, payload_bytes).encode());
 }
 

@@ -44,6 +44,15 @@ fn earlier() -> Message {
     Message { seq: 2, sender_id: 42, message_id: id(OTHER_MESSAGE_ID), sent_at_ms: 1_767_225_590_000, ..hello() }
 }
 
+fn in_lobby(seq: u64, message_id: u128) -> Message {
+    Message { conversation_id: "lobby_main".into(), seq, message_id: id(message_id), ..hello() }
+}
+
+/// The answer to `pull_newest`; the others are made from it.
+fn pull_reply() -> PullReply {
+    PullReply { conversation_id: "lobby_main".into(), epoch: 1, ..Default::default() }
+}
+
 fn login_reply() -> LoginReply {
     LoginReply {
         user_id: 17,
@@ -129,6 +138,7 @@ fn close(code: CloseCode) -> Frame {
 fn cases() -> Vec<Case> {
     let error = |code: Code, text: &str, retry_after_ms| Error { code: code.into(), text: text.into(), retry_after_ms };
     let private = || "p_17_42".to_owned();
+    let lobby = || "lobby_main".to_owned();
     vec![
         Case { name: "opening", has_opening: true, frames: vec![] },
         one(
@@ -164,6 +174,18 @@ fn cases() -> Vec<Case> {
             },
         ),
         one("login_reply_resumed", Kind::LoginReply, 1, &resumed_reply()),
+        one(
+            "login_background",
+            Kind::Login,
+            1,
+            &Login {
+                token: TOKEN.into(),
+                device_id: "phone-1".into(),
+                watch: vec![lobby()],
+                background: true,
+                ..Default::default()
+            },
+        ),
         one("ping", Kind::Ping, 2, &Ping {}),
         one("pong", Kind::Pong, 2, &Pong { server_time_ms: 1_767_225_600_100 }),
         one(
@@ -240,6 +262,9 @@ fn cases() -> Vec<Case> {
             &Watch { watch: vec!["lobby_main".into()], unwatch: vec!["lobby_eu-west".into()], background: None },
         ),
         one("watch_reply", Kind::WatchReply, 6, &WatchReply { watching: vec!["lobby_main".into()], background: false }),
+        one("watch_background", Kind::Watch, 9, &Watch { background: Some(true), ..Default::default() }),
+        one("watch_foreground", Kind::Watch, 10, &Watch { background: Some(false), ..Default::default() }),
+        one("watch_reply_background", Kind::WatchReply, 9, &WatchReply { watching: vec![lobby()], background: true }),
         one(
             "sync",
             Kind::Sync,
@@ -271,6 +296,46 @@ fn cases() -> Vec<Case> {
                 }],
             },
         ),
+        one(
+            "pull",
+            Kind::Pull,
+            11,
+            &Pull { conversation_id: lobby(), epoch: 1, after_seq: Some(70_000), before_seq: 0 },
+        ),
+        one("pull_newest", Kind::Pull, 12, &Pull { conversation_id: lobby(), ..Default::default() }),
+        one(
+            "pull_reply",
+            Kind::PullReply,
+            11,
+            &PullReply {
+                from_seq: 70_320,
+                to_seq: 70_321,
+                latest_seq: 70_321,
+                gap: true,
+                messages: vec![in_lobby(70_320, OTHER_MESSAGE_ID), in_lobby(70_321, MESSAGE_ID)],
+                ..pull_reply()
+            },
+        ),
+        one(
+            "pull_fill",
+            Kind::Pull,
+            13,
+            &Pull { conversation_id: lobby(), epoch: 1, after_seq: Some(70_000), before_seq: 70_320 },
+        ),
+        one(
+            "pull_reply_fill",
+            Kind::PullReply,
+            13,
+            &PullReply {
+                from_seq: 70_001,
+                to_seq: 70_001,
+                latest_seq: 70_400,
+                more: true,
+                messages: vec![in_lobby(70_001, MESSAGE_ID)],
+                ..pull_reply()
+            },
+        ),
+        one("pull_reply_nothing", Kind::PullReply, 12, &pull_reply()),
         one("error_slow_down", Kind::Error, 7, &error(Code::SlowDown, "slow down", 1500)),
         one("error_unknown_kind", Kind::Error, 8, &error(Code::UnknownKind, "no such command", 0)),
         Case {
@@ -318,6 +383,47 @@ fn cases() -> Vec<Case> {
             },
         ),
         one("behind_everywhere", Kind::Behind, 0, &Behind { spread_ms: 5000, ..Default::default() }),
+        one(
+            "message_system",
+            Kind::Message,
+            0,
+            &Message { sender_id: 0, body: "back in an hour".into(), ..in_lobby(70_310, MESSAGE_ID) },
+        ),
+        one(
+            "messages",
+            Kind::Messages,
+            0,
+            &Messages { messages: vec![in_lobby(70_299, OTHER_MESSAGE_ID), in_lobby(70_300, MESSAGE_ID)] },
+        ),
+        one(
+            "notify_new_messages",
+            Kind::NotifyNewMessages,
+            0,
+            &NotifyNewMessages { conversation_id: lobby(), epoch: 1, latest_seq: 70_321, spread_ms: 1500 },
+        ),
+        one(
+            "gear_changed",
+            Kind::GearChanged,
+            0,
+            &GearChanged { conversation_id: lobby(), epoch: 1, gear: Gear::Signal.into(), from_seq: 70_301 },
+        ),
+        one(
+            "gear_changed_direct",
+            Kind::GearChanged,
+            0,
+            &GearChanged { conversation_id: lobby(), epoch: 1, gear: Gear::Direct.into(), from_seq: 70_401 },
+        ),
+        one(
+            "counts",
+            Kind::Counts,
+            0,
+            &Counts {
+                counts: vec![
+                    Count { conversation_id: private(), epoch: 1, last_seq: 3, new_messages: 1 },
+                    Count { conversation_id: lobby(), epoch: 1, last_seq: 70_321, new_messages: 312 },
+                ],
+            },
+        ),
         Case { name: "close_draining", has_opening: false, frames: vec![close(CloseCode::Draining)] },
         Case {
             name: "close_unsupported_version",

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use support::{crate_dir, golden, parse_hex};
 use tidegate_proto::limits::*;
-use tidegate_proto::v1::SyncOutcome;
+use tidegate_proto::v1::{Gear, SyncOutcome};
 use tidegate_proto::{CloseCode, Code, HEAD_BYTES, Kind, OPENING_BYTES};
 
 fn protocol() -> String {
@@ -121,6 +121,18 @@ fn every_outcome_of_a_sync_says_what_to_do() {
     let known: BTreeSet<(i32, String)> = (0..=255)
         .filter_map(|number| SyncOutcome::try_from(number).ok())
         .map(|outcome| (outcome as i32, outcome.as_str_name().to_owned()))
+        .collect();
+    assert_eq!(shown, known);
+}
+
+#[test]
+fn every_gear_says_how_messages_come() {
+    let document = protocol();
+    let shown: Vec<(i32, String)> =
+        table(section(&document, "## Storms")).iter().map(|row| (row[1].parse().unwrap(), row[0].to_owned())).collect();
+    let known: Vec<(i32, String)> = (0..=255)
+        .filter_map(|number| Gear::try_from(number).ok())
+        .map(|gear| (gear as i32, gear.as_str_name().to_owned()))
         .collect();
     assert_eq!(shown, known);
 }

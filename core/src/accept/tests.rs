@@ -16,11 +16,11 @@ use crate::delivery::ConnectionKey;
 use crate::event::{Accepted, ReceiptMoved};
 use crate::fairness::limit::Limit;
 use crate::fairness::rules::{Limits, SendLimits};
-use crate::ids::{ConversationId, GatewayId, LobbyName, MessageId, Millis, RoomId, Seq, SessionId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId};
 use crate::limits::INGEST_BATCH_MAX;
 use crate::ports::{
-    AllowanceKey, Beat, End, Filing, Holder, HotStore, IngestConsumer as _, Presence, PresenceChange, PresenceOutcome,
-    SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    AllowanceKey, Beat, CacheRun, CacheSlice, End, Filing, Holder, HotStore, IngestConsumer as _, Presence,
+    PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 use crate::twins::archive::MemoryArchive;
 use crate::twins::hot_store::EmbeddedHotStore;
@@ -68,7 +68,8 @@ impl HotStore for Allowances {
 
     nobody_calls! {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
-        settle(ends: &[(ConversationId, End)]) -> ();
+        settle(ends: &[(ConversationId, End)], caches: &[CacheRun]) -> ();
+        cached(conversation: ConversationId, after: Option<Place>, messages_max: usize, bytes_max: usize) -> CacheSlice;
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
         resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
@@ -113,9 +114,12 @@ impl Backend for Parts {
     }
 }
 
+/// What became of a command, by its correlation.
+type Settlement = (u16, Result<(), Refused>);
+
 /// A shard that remembers what became of its commands.
 #[derive(Clone, Default)]
-struct Shard(Arc<Mutex<Vec<(u16, Result<(), Refused>)>>>, Arc<Notify>);
+struct Shard(Arc<Mutex<Vec<Settlement>>>, Arc<Notify>);
 
 impl Mailboxes for Shard {
     fn shards(&self) -> u8 {
@@ -187,7 +191,7 @@ impl World {
             sender,
             session: SessionId(1),
             gateway: "gw".parse().expect("legal"),
-            accepted_at: Millis(NOON),
+            accepted_at: Paused(self.begun).now(),
             content_type: ContentType::Text,
             body: Bytes::from_static(b"hello"),
         });
@@ -208,7 +212,7 @@ impl World {
                 if ends.len() == usize::from(self.correlation) {
                     self.correlation = 0;
                     ends.sort_by_key(|(correlation, _)| *correlation);
-                    let wait = |(_, end): (u16, Result<(), Refused>)| match end {
+                    let wait = |(_, end): Settlement| match end {
                         Ok(()) => 0,
                         Err(Refused { code: Code::SlowDown, retry_after_ms }) => retry_after_ms,
                         Err(refused) => panic!("{refused:?}"),
@@ -282,7 +286,7 @@ async fn a_store_that_hangs_stops_nobody_for_long() {
     for _ in 0..5 {
         world.send(ANN, "lobby_main");
     }
-    assert_eq!(world.verdicts().await, [0, 0, 0, 500, 500], "here the limit holds");
+    assert_eq!(world.verdicts().await, [0, 0, 0, 300, 300], "here the limit holds, from when they came");
     assert_eq!(world.begun.elapsed().as_millis(), 200, "the first ones waited for an answer");
     for n in 0..9 {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -140,8 +140,12 @@ impl<B: Backend, C: Clock> Gate<B, C> {
     fn sending(&self, accepting: &Accepting) -> Option<Sending> {
         let IngestEvent::Accepted(accepted) = &accepting.event else { return None };
         let pace = room_of(accepted.conversation).and_then(|room| self.rooms.get(&room).copied());
-        let (conversation, sender) = (accepted.conversation, accepted.sender);
-        Some(Sending { conversation, sender, pace: pace.unwrap_or(Pace::ANY) })
+        Some(Sending {
+            conversation: accepted.conversation,
+            sender: accepted.sender,
+            pace: pace.unwrap_or(Pace::ANY),
+            accepted_at: accepted.accepted_at,
+        })
     }
 
     async fn learn_paces(&mut self) {

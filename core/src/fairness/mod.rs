@@ -70,6 +70,8 @@ pub struct Sending {
     pub sender: UserId,
     /// The room's slow mode.
     pub pace: Pace,
+    /// When the gateway took it. It may have waited since, while a broker was busy; that is not its sender's doing.
+    pub accepted_at: Millis,
 }
 
 /// See the module.
@@ -144,8 +146,9 @@ impl Fairness {
         if wait_us > 0 {
             return Err(u32::try_from(wait_us.div_ceil(1000)).unwrap_or(u32::MAX));
         }
+        let waited_us = now.0.saturating_sub(sending.accepted_at.0).saturating_mul(1000);
         for (key, limit) in applying.into_iter().flatten() {
-            self.spend(now_us, key, &limit);
+            self.spend(now_us.saturating_sub(waited_us), key, &limit);
         }
         Ok(())
     }
@@ -232,7 +235,7 @@ impl Fairness {
 
     /// The allowances a message needs.
     fn applying(&mut self, sending: &Sending) -> [Option<(AllowanceKey, Limit)>; 3] {
-        let Sending { conversation, sender, pace } = *sending;
+        let Sending { conversation, sender, pace, .. } = *sending;
         if sender == UserId::SYSTEM {
             return [None; 3];
         }
@@ -258,15 +261,16 @@ impl Fairness {
         limits
     }
 
-    fn spend(&mut self, now_us: u64, key: AllowanceKey, limit: &Limit) {
+    /// For a message that was accepted then.
+    fn spend(&mut self, at_us: u64, key: AllowanceKey, limit: &Limit) {
         match self.allowances.get_mut(&key) {
-            Some(allowance) => allowance.whole_at_us = limit.spend(allowance.whole_at_us, now_us),
+            Some(allowance) => allowance.whole_at_us = limit.spend(allowance.whole_at_us, at_us),
             None => {
-                let whole_at_us = limit.spend(0, now_us);
-                self.allowances.insert(key, Allowance { whole_at_us, heard_at_us: now_us });
+                let whole_at_us = limit.spend(0, at_us);
+                self.allowances.insert(key, Allowance { whole_at_us, heard_at_us: at_us });
             }
         }
-        let spent = Untold { cost_us: limit.interval_us(), since_us: now_us, most_us: limit.most_us() };
+        let spent = Untold { cost_us: limit.interval_us(), since_us: at_us, most_us: limit.most_us() };
         self.keep_untold(key, spent);
     }
 

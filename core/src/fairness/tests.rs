@@ -12,6 +12,8 @@ use crate::ports::HotStore;
 use crate::twins::hot_store::EmbeddedHotStore;
 
 const NOON: u64 = 1_800_000_000_000;
+/// It did not wait.
+const JUST_NOW: Millis = Millis(u64::MAX);
 const ANN: UserId = UserId(1);
 const BOB: UserId = UserId(2);
 
@@ -25,11 +27,12 @@ fn limits(user: (u32, u32), conversation: (u32, u32)) -> Arc<SendLimits> {
 }
 
 fn to_lobby(sender: UserId) -> Sending {
-    Sending { conversation: lobby(), sender, pace: Pace::ANY }
+    Sending { conversation: lobby(), sender, pace: Pace::ANY, accepted_at: JUST_NOW }
 }
 
 fn to_slow_room(sender: UserId, slow_mode_s: u32, owner: UserId) -> Sending {
-    Sending { conversation: ConversationId::Room(RoomId(7)), sender, pace: Pace { slow_mode_s, owner } }
+    let (conversation, pace) = (ConversationId::Room(RoomId(7)), Pace { slow_mode_s, owner });
+    Sending { conversation, sender, pace, accepted_at: JUST_NOW }
 }
 
 fn at(ms: u64) -> Millis {
@@ -89,6 +92,18 @@ fn a_clock_that_goes_back_takes_nothing_away() {
     assert_eq!(fairness.pass(Millis(back.0 + 999), &ann), Err(1));
     assert_eq!(fairness.pass(Millis(back.0 + 1000), &ann), Ok(()));
     assert_eq!(fairness.pass(at(0), &ann), Ok(()), "and forward it fills");
+}
+
+#[test]
+fn what_waited_in_the_gateway_counts_from_when_it_came() {
+    let mut fairness = Fairness::new(limits((10, 1), (0, 1)));
+    let came = |ms| Sending { accepted_at: at(ms), ..to_lobby(ANN) };
+    // Ten messages in a second, as fast as may be, and the broker took none until its end.
+    for ms in (0..1000).step_by(100) {
+        assert_eq!(fairness.pass(at(1000), &came(ms)), Ok(()));
+    }
+    assert_eq!(fairness.pass(at(1000), &came(1000)), Ok(()));
+    assert_eq!(fairness.pass(at(1000), &came(1000)), Err(100));
 }
 
 #[test]

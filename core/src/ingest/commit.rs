@@ -15,7 +15,9 @@ use crate::clock::Clock;
 use crate::event::{Accepted, ReceiptMoved, StoredMessage};
 use crate::ids::{ConversationId, MessageId, Seq};
 use crate::meter;
-use crate::ports::{Archive, Backend, End, HotStore, PersistBatch, PortError, PortResult, SequenceGrant, SequenceRun};
+use crate::ports::{
+    Archive, Backend, CacheRun, End, HotStore, PersistBatch, PortError, PortResult, SequenceGrant, SequenceRun,
+};
 use crate::retry::until_done;
 
 /// Times one turn is committed against the resistance of another engine. Once is enough if that one is done; if it goes on,
@@ -261,14 +263,14 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         Ok(())
     }
 
-    /// Tells the hot store how far the archive is.
-    pub(super) async fn settle(&self, ends: &Ends) -> PortResult<()> {
+    /// Tells the hot store how far the archive is, and what is to be pulled.
+    pub(super) async fn settle(&self, ends: &Ends, cached: &[CacheRun]) -> PortResult<()> {
         if ends.is_empty() {
             return Ok(());
         }
         let ends: Vec<_> = ends.iter().map(|(conversation, end)| (*conversation, *end)).collect();
         let hot = self.backend.hot();
-        until_done(&self.clock, "settle", || hot.settle(&ends)).await
+        until_done(&self.clock, "settle", || hot.settle(&ends, cached)).await
     }
 }
 

@@ -8,6 +8,7 @@
 mod commit;
 pub mod members;
 mod poison;
+mod storm;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -23,15 +24,15 @@ use tidegate_proto::v1::{Code, Gear};
 
 use crate::clock::Clock;
 use crate::event::{Accepted, PushEvent, ReceiptMoved, StoredMessage};
-use crate::ids::{ConversationId, GatewayId, Partition, RoomId, Seq, UserId};
-use crate::limits::INGEST_BATCH_MAX;
+use crate::ids::{ConversationId, Epoch, GatewayId, Millis, Partition, RoomId, Seq, UserId};
 use crate::meter;
 use crate::ports::{
-    Archive, Backend, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, PortError, PortResult, Presence,
-    PushQueue, UnreadCount,
+    Archive, Backend, CacheRun, End, Filing, HotStore, IngestBatch, IngestConsumer, IngestQueue, PortError, PortResult,
+    Presence, PushQueue, UnreadCount,
 };
 use crate::recent::Recent;
 use crate::retry::until_done;
+use crate::storm::{Gearbox, StormRules};
 use crate::streams::OutStreams;
 use commit::{Committed, Ends};
 use members::Members;
@@ -52,6 +53,10 @@ pub struct IngestEngine<B, C> {
     floors: Recent<ConversationId, End>,
     /// [`Archive::breaks`] when the floors were last trusted.
     breaks: u64,
+    /// How messages of its conversations travel.
+    gearbox: Gearbox,
+    /// When gears were last looked at for having become quiet.
+    ticked_at: Millis,
 }
 
 impl<B: Backend, C: Clock> IngestEngine<B, C> {
@@ -63,13 +68,18 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         clock: C,
         members: Arc<Members>,
         streams: Arc<OutStreams>,
+        rules: Arc<StormRules>,
     ) -> Self {
-        Self { partition, backend, clock, members, streams, floors: Recent::new(FLOORS_MAX), breaks: 0 }
+        let (floors, gearbox) = (Recent::new(FLOORS_MAX), Gearbox::new(rules));
+        Self { partition, backend, clock, members, streams, floors, breaks: 0, gearbox, ticked_at: Millis(0) }
     }
 
     /// Runs until the queue is closed. A consumer that ends is replaced, and what it held is delivered again.
     pub async fn run(mut self) {
         const PAUSE: Duration = Duration::from_millis(200);
+        if self.end_storms().await.is_err() {
+            return;
+        }
         loop {
             match self.consume().await {
                 PortError::Closed => return,
@@ -82,6 +92,9 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             }
             // Another instance may own the partition meanwhile: what was known about it is no longer known.
             self.floors.clear();
+            if self.end_storms().await.is_err() {
+                return;
+            }
             self.clock.sleep(PAUSE).await;
         }
     }
@@ -92,7 +105,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             Err(error) => return error,
         };
         loop {
-            let batch = match consumer.next_batch(INGEST_BATCH_MAX).await {
+            let batch = match self.next_batch(&mut consumer).await {
                 Ok(batch) => batch,
                 Err(error) => return error,
             };
@@ -114,19 +127,22 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         let receipts = self.bounded_receipts(sorted.receipts).await?;
         let Committed { known, persist, ends, unfit } = self.commit(sorted.messages, receipts).await?;
 
+        let shifted = self.count(&persist.messages, &ends);
         let audience = self.audience(&persist.messages, &known).await?;
-        let mut outgoing = Outgoing::new(&ends, &audience);
+        let mut outgoing = Outgoing::new(&ends, &audience, &self.gearbox);
+        outgoing.to_all.extend(shifted);
         outgoing.add_repetitions(&known, &sorted.conflicts);
         unfit.iter().for_each(|accepted| outgoing.add_unfit(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
         persist.receipts.iter().for_each(|receipt| outgoing.add_receipt(receipt));
-        let (pushes, filings) = (outgoing.pushes(), outgoing.filings());
-        let (published, filed, settled) =
-            join3(self.publish(pushes), self.file(filings, &persist.receipts), self.settle(&ends)).await;
+        let (pushes, filings, cached) = (outgoing.pushes(), outgoing.filings(), outgoing.cached());
+        let filing = self.file(filings, &persist.receipts);
+        let (published, filed, settled) = join3(self.publish(pushes), filing, self.settle(&ends, &cached)).await;
         filed?;
         // Before the acknowledgement: what no event brings back any more, the hot store knows to have been committed.
         settled?;
         self.file_unreachable(&outgoing, &published?).await?;
+        self.keep_pace(&cached).await?;
         consumer.ack(batch.up_to).await?;
         metrics::counter!(meter::INGEST_TURNS).increment(1);
         Ok(())
@@ -226,15 +242,17 @@ struct Audience {
 struct Outgoing<'a> {
     ends: &'a Ends,
     audience: &'a Audience,
+    gearbox: &'a Gearbox,
     to_all: Vec<PushEvent>,
     to_gateways: FxHashMap<GatewayId, Vec<PushEvent>>,
     filings: FxHashMap<(UserId, ConversationId), (Vec<Seq>, Vec<bytes::Bytes>)>,
+    cached: Vec<CacheRun>,
 }
 
 impl<'a> Outgoing<'a> {
-    fn new(ends: &'a Ends, audience: &'a Audience) -> Self {
-        let (to_all, to_gateways, filings) = Default::default();
-        Self { ends, audience, to_all, to_gateways, filings }
+    fn new(ends: &'a Ends, audience: &'a Audience, gearbox: &'a Gearbox) -> Self {
+        let (to_all, to_gateways, filings, cached) = Default::default();
+        Self { ends, audience, gearbox, to_all, to_gateways, filings, cached }
     }
 
     /// Repetitions: the same content is pushed again under its sequence (the first push may not have happened), other
@@ -273,12 +291,14 @@ impl<'a> Outgoing<'a> {
     }
 
     fn add_message(&mut self, message: &StoredMessage) {
-        let (event, payload) = sequenced(message, self.ends[&message.conversation].epoch, Gear::Direct);
+        let (epoch, gear) = (self.ends[&message.conversation].epoch, self.gearbox.gear_of(&message.conversation));
+        let (event, payload) = sequenced(message, epoch, gear);
         match message.conversation {
             ConversationId::Private { low, high } => {
                 self.push_to_gateways_of([low, high], &event);
-                let recipient = if message.sender == low { high } else { low };
-                self.file_for(recipient, message, payload);
+                for recipient in [low, high].into_iter().filter(|user| *user != message.sender) {
+                    self.file_for(recipient, message, payload.clone());
+                }
             }
             ConversationId::Room(room) => {
                 let members = self.audience.rooms.get(&room).cloned();
@@ -287,10 +307,31 @@ impl<'a> Outgoing<'a> {
                         self.file_for(member, message, payload.clone());
                     }
                 }
-                self.to_all.push(event);
+                self.push_or_cache(message, epoch, gear, event, payload);
             }
-            ConversationId::Lobby(_) => self.to_all.push(event),
+            ConversationId::Lobby(_) => self.push_or_cache(message, epoch, gear, event, payload),
         }
+    }
+
+    /// Pushes a message of a room or lobby, or leaves it to be pulled. The system's are pushed in any case.
+    fn push_or_cache(
+        &mut self,
+        message: &StoredMessage,
+        epoch: Epoch,
+        gear: Gear,
+        event: PushEvent,
+        payload: bytes::Bytes,
+    ) {
+        if gear == Gear::Signal {
+            storm::add_to_cache(&mut self.cached, self.gearbox, message, epoch, payload);
+        }
+        if gear != Gear::Signal || message.sender == UserId::SYSTEM {
+            self.to_all.push(event);
+        }
+    }
+
+    fn cached(&mut self) -> Vec<CacheRun> {
+        std::mem::take(&mut self.cached)
     }
 
     fn add_receipt(&mut self, receipt: &ReceiptMoved) {

@@ -19,12 +19,13 @@ use super::members::Members;
 use crate::clock::Clock;
 use crate::event::{Accepted, IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
 use crate::ids::{
-    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, RoomId, Seq, SessionId, UserId,
+    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Partition, Place, RoomId, Seq, SessionId, UserId,
 };
 use crate::ports::{
-    Archive, Backend, Beat, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch, IngestConsumer, Joined, Page,
-    PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushConsumer, PushQueue,
-    PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState, UnreadCount, User, Watermark,
+    Archive, Backend, Beat, CacheRun, CacheSlice, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch,
+    IngestConsumer, Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome,
+    PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
+    UnreadCount, User, Watermark,
 };
 use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
@@ -134,7 +135,8 @@ macro_rules! with_fates {
 impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
     with_fates! {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
-        settle(ends: &[(ConversationId, End)]) -> ();
+        settle(ends: &[(ConversationId, End)], cached: &[CacheRun]) -> ();
+        cached(conversation: ConversationId, after: Option<Place>, messages_max: usize, bytes_max: usize) -> CacheSlice;
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
         resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
@@ -263,7 +265,7 @@ impl World {
 
     pub(super) fn engine(&self) -> IngestEngine<Self, Impatient> {
         let (members, streams) = (Arc::new(Members::default()), Arc::new(OutStreams::new(1)));
-        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams)
+        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams, Arc::default())
     }
 
     pub(super) fn memory(&self) -> &MemoryArchive {

@@ -1,11 +1,11 @@
-//! Sequences, presence, sessions, inboxes and unread counts: Redis, or its twin.
+//! Sequences, lobby caches, presence, sessions, inboxes and unread counts: Redis, or its twin.
 
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Seq, SessionId, UserId};
+use crate::ids::{Attachment, ConversationId, Epoch, GatewayId, LobbyName, Place, Seq, SessionId, UserId};
 
 #[cfg(doc)]
 use super::PortError;
@@ -156,6 +156,34 @@ pub enum TokenState {
     Unknown,
 }
 
+/// Messages for the lobby cache: those a turn committed in a conversation that is in signal gear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheRun {
+    /// The conversation, a room or lobby.
+    pub conversation: ConversationId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Sequences and encoded `tidegate.v1.Message`s; ascending, without a gap.
+    pub messages: Vec<(Seq, Bytes)>,
+    /// How many messages the conversation's cache holds at most.
+    pub messages_max: u32,
+    /// How many bytes of messages it holds at most.
+    pub bytes_max: u32,
+    /// How long it holds a message at most.
+    pub keep_for: Duration,
+}
+
+/// A part of a conversation's lobby cache that reaches to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheSlice {
+    /// The epoch of the cache; zero if there is none.
+    pub epoch: Epoch,
+    /// The sequence of the first of `messages`; if those are none the one that would come next, or zero if there is no cache.
+    pub first: Seq,
+    /// Encoded `tidegate.v1.Message`s; ascending, without a gap, the last is the cache's newest.
+    pub messages: Vec<Bytes>,
+}
+
 /// Redis: recent and fast. It may lose everything; the archive is then asked again.
 pub trait HotStore: Send + Sync + 'static {
     /// Gives sequences to the messages of one batch; a conversation has one run. The archive's end is the floor, whatever the
@@ -166,11 +194,34 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`]; repeating repeats the answer.
     fn sequence(&self, runs: &[SequenceRun]) -> impl Future<Output = PortResult<Vec<SequenceGrant>>> + Send;
 
-    /// The archive has committed these conversations up to here. An end below what the store knows changes nothing.
+    /// The archive has committed these conversations up to here, and in those that are in signal gear the messages of `cached`,
+    /// which go into their lobby caches: on one way there and back.
+    ///
+    /// An end below what the store knows changes nothing. A cache has no gap: what it holds of a run is skipped, and a run that
+    /// begins beyond its end, or is of a greater epoch, replaces it; one of a smaller epoch is ignored. It holds the newest
+    /// messages, and those within the run's bounds: when something is added what is too much or too old leaves, if need be
+    /// as many messages at once as came together. A cache nothing is added to for `keep_for` is gone.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
-    fn settle(&self, ends: &[(ConversationId, End)]) -> impl Future<Output = PortResult<()>> + Send;
+    fn settle(
+        &self,
+        ends: &[(ConversationId, End)],
+        cached: &[CacheRun],
+    ) -> impl Future<Output = PortResult<()>> + Send;
+
+    /// The newest messages of a conversation's lobby cache that fit both bounds, but none up to `after` if that is of the
+    /// cache's epoch, and none that is older than it may be.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn cached(
+        &self,
+        conversation: ConversationId,
+        after: Option<Place>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> impl Future<Output = PortResult<CacheSlice>> + Send;
 
     /// Where each of `users` is, in their order.
     ///

@@ -4,6 +4,7 @@
 //! counts: pushes may be lost on their way, by a crash or by MQ2; whenever that may have happened, the shards are told, and
 //! their clients sync.
 
+mod pace;
 pub mod routes;
 
 use std::pin::pin;
@@ -12,18 +13,23 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
+use pace::{Held, Pace};
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use smallvec::SmallVec;
+use tidegate_proto::v1::Gear;
 use tidegate_proto::{HEAD_BYTES, Kind, v1};
 
 use crate::clock::Clock;
-use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
+use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
 use crate::fairness::paces::Paces;
-use crate::ids::{ConversationId, Millis, Place};
+use crate::ids::{ConversationId, Millis, Place, Span, UserId};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
 use crate::meter;
 use crate::ports::{Backend, PortError, PushConsumer, PushQueue};
+use crate::storm::{Pulls, StormRules};
 use crate::streams::{BEACON_INTERVAL, Heard, InStreams};
 use routes::Routes;
 
@@ -39,6 +45,12 @@ pub struct PushEngine<B, M, C> {
     pub members: Arc<Members>,
     /// The acceptors' view of rooms, likewise.
     pub paces: Arc<Paces>,
+    /// What is pulled; told of what goes by.
+    pub pulls: Arc<Pulls<B, M, C>>,
+    /// How long messages of the merged gear may wait for each other.
+    pub rules: Arc<StormRules>,
+    /// Largest frame in bytes.
+    pub frame_bytes_max: usize,
     /// For pauses between attempts.
     pub clock: C,
 }
@@ -69,13 +81,17 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             self.tell_missed("consumer").await;
         }
         let mut looked_at = self.clock.now();
+        let mut pace = Pace::default();
         loop {
             let taken = {
                 let mut next = pin!(consumer.next_batch(PUSH_BATCH_MAX));
                 loop {
-                    match select(next.as_mut(), pin!(self.clock.sleep(BEACON_INTERVAL))).await {
+                    match select(next.as_mut(), pin!(self.clock.sleep(self.pause(&pace)))).await {
                         Either::Left((taken, _)) => break taken,
-                        Either::Right(((), _)) => self.look_for_silence(streams, &mut looked_at).await,
+                        Either::Right(((), _)) => {
+                            self.look_for_silence(streams, &mut looked_at).await;
+                            self.post(self.route(Vec::new(), streams, &mut pace).0).await;
+                        }
                     }
                 }
             };
@@ -85,14 +101,24 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             };
             self.look_for_silence(streams, &mut looked_at).await;
             metrics::counter!(meter::PUSH_EVENTS).increment(events.len() as u64);
-            let (batches, heard) = self.route(events, streams);
+            let (batches, heard) = self.route(events, streams, &mut pace);
             if heard == Heard::Missed {
                 self.tell_missed("gap").await;
             }
-            for (shard, inputs) in (0_u8..).map(ShardId).zip(batches) {
-                if !inputs.is_empty() {
-                    self.mailboxes.post(shard, inputs).await;
-                }
+            self.post(batches).await;
+        }
+    }
+
+    /// How long to wait for events: until something that is held has to leave, or it is time to look for silence.
+    fn pause(&self, pace: &Pace) -> Duration {
+        let due = pace.next_due().map(|due| due.0.saturating_sub(self.clock.now().0));
+        due.map_or(BEACON_INTERVAL, |due_ms| Duration::from_millis(due_ms).min(BEACON_INTERVAL))
+    }
+
+    async fn post(&self, batches: Vec<Vec<ShardInput>>) {
+        for (shard, inputs) in (0_u8..).map(ShardId).zip(batches) {
+            if !inputs.is_empty() {
+                self.mailboxes.post(shard, inputs).await;
             }
         }
     }
@@ -115,12 +141,13 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         tracing::info!(reason, "pushes may have been lost on their way here, clients are told to sync");
         self.members.forget_all();
         self.paces.forget_all();
+        self.pulls.tails.doubt();
         for shard in (0..self.mailboxes.shards()).map(ShardId) {
             self.mailboxes.post(shard, vec![ShardInput::PushesMissed { of: None }]).await;
         }
     }
 
-    fn route(&self, events: Vec<PushEvent>, streams: &mut InStreams) -> (Vec<Vec<ShardInput>>, Heard) {
+    fn route(&self, events: Vec<PushEvent>, streams: &mut InStreams, pace: &mut Pace) -> (Vec<Vec<ShardInput>>, Heard) {
         let now = self.clock.now();
         let mut heard = Heard::InOrder;
         let mut batches: Vec<Vec<ShardInput>> = (0..self.mailboxes.shards()).map(|_| Vec::new()).collect();
@@ -130,10 +157,22 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
         for event in events {
             match event {
-                PushEvent::Sequenced { conversation, epoch, seq, payload, .. } => {
-                    let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
-                    let place = Some(Place { epoch, seq });
-                    self.to_conversation(conversation, place, frame, everywhere, &mut batches);
+                PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
+                    let place = Place { epoch, seq };
+                    if let ConversationId::Private { .. } = conversation {
+                        let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
+                        let (span, news) = (Some(place.into()), News::One(sender));
+                        self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
+                        continue;
+                    }
+                    self.pulls.tails.pushed(conversation, place);
+                    let watchers = self.routes.watchers(&conversation).count;
+                    if watchers > 0 {
+                        let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
+                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let held = Held { place, sender, is_direct: pause_ms == 0, payload };
+                        pace.hold(now, conversation, pause_ms, held);
+                    }
                 }
                 PushEvent::Replaced { user, attachment } => {
                     for shard in self.routes.shards_of(user).iter() {
@@ -149,7 +188,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let frame = Encoded::push(&mut buffer, Kind::SendRejected, &payload);
                     for shard in self.routes.shards_of(user).iter() {
                         let recipients = Recipients::Session(user, session);
-                        let deliver = ShardInput::Deliver { recipients, place: None, frame: frame.clone() };
+                        let (span, news, frame) = (None, News::None, frame.clone());
+                        let deliver = ShardInput::Deliver { recipients, span, news, frame };
                         batches[usize::from(shard.0)].push(deliver);
                     }
                 }
@@ -161,19 +201,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         read_seq: receipt.read.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
-                    self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(receipt.conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
-                    let payload = v1::NotifyNewMessages {
-                        conversation_id: conversation.to_string(),
-                        epoch: latest.epoch.0,
-                        latest_seq: latest.seq.0,
-                        spread_ms,
-                    };
-                    let frame = Encoded::push(&mut buffer, Kind::NotifyNewMessages, &payload.encode_to_vec());
-                    self.to_conversation(conversation, Some(latest), frame, everywhere, &mut batches);
+                    self.pulls.tails.noticed(conversation, latest, spread_ms);
                 }
                 PushEvent::GearChanged { conversation, gear, from } => {
+                    self.pulls.tails.shifted(conversation, gear, from);
+                    // What was held came before.
+                    pace.hurry(now, &conversation);
+                    self.take_due(now, pace, &mut buffer, everywhere, &mut batches);
                     let payload = v1::GearChanged {
                         conversation_id: conversation.to_string(),
                         epoch: from.epoch.0,
@@ -181,7 +218,11 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         from_seq: from.seq.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::GearChanged, &payload.encode_to_vec());
-                    self.to_conversation(conversation, None, frame, everywhere, &mut batches);
+                    if gear != Gear::Signal {
+                        let forget = |batch: &mut Vec<_>| batch.push(ShardInput::Tail { conversation, tail: None });
+                        batches.iter_mut().for_each(forget);
+                    }
+                    self.to_conversation(conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::RoomChanged(room) => self.paces.forget(room),
                 PushEvent::MembershipChanged { conversation, user, change } => {
@@ -201,13 +242,42 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                 }
             }
         }
+        self.take_due(now, pace, &mut buffer, everywhere, &mut batches);
         (batches, heard)
+    }
+
+    /// Frames what has waited long enough: a message that is alone as it is, those of a moment together.
+    fn take_due(
+        &self,
+        now: Millis,
+        pace: &mut Pace,
+        buffer: &mut BytesMut,
+        everywhere: ShardSet,
+        batches: &mut [Vec<ShardInput>],
+    ) {
+        const HEADS: usize = 64;
+        let bytes_max = self.frame_bytes_max.saturating_sub(HEADS);
+        pace.take_due(now, bytes_max, |conversation, held| {
+            for (span, run) in pace::runs(&held, bytes_max) {
+                let frame = match run {
+                    [only] => Encoded::push(buffer, Kind::Message, &only.payload),
+                    many => Encoded::push(buffer, Kind::Messages, &joined(many)),
+                };
+                let authors: SmallVec<[UserId; 16]> = run.iter().map(|held| held.sender).collect();
+                self.to_conversation(conversation, Some(span), News::by(&authors), frame, everywhere, batches);
+            }
+        });
+    }
+
+    fn merge_ms(&self, conversation: &ConversationId) -> u64 {
+        u64::try_from(self.rules.of(conversation).merge.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn to_conversation(
         &self,
         conversation: ConversationId,
-        place: Option<Place>,
+        span: Option<Span>,
+        news: News,
         frame: Encoded,
         everywhere: ShardSet,
         batches: &mut [Vec<ShardInput>],
@@ -220,9 +290,22 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             _ => (Recipients::Conversation(conversation), everywhere),
         };
         for shard in shards.iter() {
-            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, place, frame: frame.clone() });
+            let (news, frame) = (news.clone(), frame.clone());
+            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, span, news, frame });
         }
     }
+}
+
+/// An encoded `Messages`: Protobuf lets a message be put together from its encoded parts.
+fn joined(run: &[Held]) -> BytesMut {
+    const MESSAGES_TAG: u32 = 1;
+    let mut out = BytesMut::with_capacity(run.iter().map(|held| held.payload.len() + 8).sum());
+    for held in run {
+        encode_key(MESSAGES_TAG, WireType::LengthDelimited, &mut out);
+        encode_varint(held.payload.len() as u64, &mut out);
+        out.extend_from_slice(&held.payload);
+    }
+    out
 }
 
 /// Whether a consumer has others before it, whose pushes may be lost.

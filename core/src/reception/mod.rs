@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::delivery::{
-    Access, Ask, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
+    Access, Ask, Ground, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket,
+    Watermarks,
 };
 use crate::event::PushEvent;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, RoomId, Seq, SessionId, UserId};
@@ -29,6 +30,7 @@ use crate::ports::{
     PushTarget, Standing, TokenState, UnreadCount, User, Watermark,
 };
 use crate::queue::{Closed, Queue};
+use crate::storm::{Format, Pulls};
 
 /// Requests under way at once; each may hold a database connection.
 const LOOKUPS_MAX: usize = 64;
@@ -62,6 +64,8 @@ pub struct Reception<B, M, C, S> {
     pub random: S,
     /// What every reply says alike.
     pub greeting: Greeting,
+    /// What pulls are answered with.
+    pub pulls: Arc<Pulls<B, M, C>>,
 }
 
 /// What a Login asks for besides who it is.
@@ -70,6 +74,7 @@ struct Wish {
     watch: Vec<LobbyName>,
     positions: Vec<SyncFrom>,
     resume: SessionId,
+    ground: Ground,
 }
 
 /// Whether a login goes on with a session.
@@ -126,8 +131,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
     async fn answer(&self, request: Request) {
         let ticket = request.ticket;
         let outcome = match request.ask {
-            Ask::Login { token, device, watch, positions, resume } => {
-                let wish = Wish { device, watch, positions, resume };
+            Ask::Login { token, device, watch, positions, resume, ground } => {
+                let wish = Wish { device, watch, positions, resume, ground };
                 let outcome = self.login(ticket, &token, wish).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
@@ -136,6 +141,10 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             Ask::Sync { user, positions, others } => {
                 let reply = self.sync(ticket, user, positions, others).await;
                 reply.map(|reply| reply.map(|reply| ShardInput::Answer { ticket, reply }))
+            }
+            Ask::Pull(pull) => {
+                let pulled = self.pulls.pull(pull, Format::Protobuf).await.map_err(Refusal::from);
+                pulled.map(|pulled| Some(ShardInput::Pulled { ticket, payload: pulled.body }))
             }
             Ask::History { conversation, page, size, watermarks } => {
                 let reply = self.history(ticket, conversation, page, size, watermarks).await;
@@ -160,7 +169,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         };
         // A token may outlive its user, or come from a system that knows other users.
         let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
-        let Wish { device, mut watch, positions, resume } = wish;
+        let Wish { device, mut watch, positions, resume, ground } = wish;
         let kept = if resume == SessionId(0) { None } else { hot.resume(user.id, &device, resume).await? };
         let (session, resumed) = match kept {
             Some(kept) => {
@@ -174,7 +183,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             None => (SessionId((self.random)().max(1)), Resumed::No),
         };
         let attachment = Attachment::new(self.clock.now(), (self.random)());
-        let identity = Identity { user: user.id, session, attachment, device, watch };
+        let identity = Identity { user: user.id, session, attachment, device, watch, ground };
 
         let (bound, is_bound) = oneshot::channel();
         let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };

@@ -6,9 +6,9 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Access, Ask, Others, Request, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{Accepting, Access, Ask, Ground, Others, Pull, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
-use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Seq, SessionId};
+use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, Seq, SessionId};
 use crate::limits;
 use crate::ports::Page;
 
@@ -36,7 +36,12 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
     }
     let positions = positions(&login.positions)?;
     let resume = SessionId(login.resume_session_id);
-    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume })
+    let ground = ground(login.background);
+    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume, ground })
+}
+
+fn ground(is_background: bool) -> Ground {
+    if is_background { Ground::Background } else { Ground::Foreground }
 }
 
 fn positions(wire: &[v1::SyncFrom]) -> Result<Vec<SyncFrom>, Refusal> {
@@ -69,6 +74,7 @@ impl Member {
             Kind::History => self.history(ticket, payload, actions, context),
             Kind::Watch => self.watch(ticket, payload, actions, context),
             Kind::Sync => self.sync(ticket, payload, actions, context),
+            Kind::Pull => self.pull(ticket, payload, actions, context),
             _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),
         }
     }
@@ -153,6 +159,30 @@ impl Member {
         Ok(())
     }
 
+    fn pull(
+        &mut self,
+        ticket: Ticket,
+        payload: Bytes,
+        actions: &mut Actions,
+        context: &SessionContext,
+    ) -> Result<(), Refusal> {
+        let pull = v1::Pull::decode(payload).map_err(|_| BAD_PAYLOAD)?;
+        let conversation = self.conversation(&pull.conversation_id, context)?;
+        if matches!(conversation, ConversationId::Private { .. }) {
+            return Err(Refusal::new(Code::BadConversation, "private conversations are not pulled"));
+        }
+        // Archives count in signed 64 bits.
+        let seq = |seq: u64| Seq(seq.min(i64::MAX as u64));
+        let after = pull.after_seq.map(|after| Place { epoch: Epoch(pull.epoch), seq: seq(after) });
+        let before = (pull.before_seq > 0).then(|| seq(pull.before_seq));
+        if before.is_some() && after.is_none() {
+            return Err(Refusal::new(Code::BadPayload, "before_seq needs after_seq"));
+        }
+        self.in_flight += 1;
+        actions.pulls.push_back((ticket, Pull { conversation, after, before }));
+        Ok(())
+    }
+
     /// A conversation that is none of the user's does not refuse the others: it gets an outcome of its own.
     fn sync(
         &mut self,
@@ -204,7 +234,12 @@ impl Member {
         let names = watching.iter().map(|lobby| lobby.as_str().to_owned()).collect();
         actions.is_hold_changed |= self.watching != watching;
         self.watching = watching;
-        actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names, background: false });
+        if let Some(is_background) = watch.background {
+            self.ground = ground(is_background);
+            actions.ground = Some(self.ground);
+        }
+        let reply = v1::WatchReply { watching: names, background: self.ground == Ground::Background };
+        actions.reply(Kind::WatchReply, ticket.correlation, &reply);
         Ok(())
     }
 

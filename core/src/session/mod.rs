@@ -10,12 +10,15 @@
 mod command;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
-use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Refused, Request, RoomsLookUp, Settled, Ticket};
+use crate::delivery::{
+    Accepting, Confirmed, ConnectionKey, Ground, Identity, Pull, Refused, Request, RoomsLookUp, Settled, Ticket,
+};
 use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
@@ -70,6 +73,9 @@ struct Member {
     look_up: RoomsLookUp,
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
+    ground: Ground,
+    /// Up to when pulls are paid for; see [`Session::charge_pull`].
+    pulls_paid_to: Millis,
 }
 
 /// A change of what a connection is told about; the shard's index follows it.
@@ -101,10 +107,14 @@ pub struct Actions {
     pub accepted: VecDeque<Accepting>,
     /// Questions to the backends.
     pub requests: VecDeque<Request>,
+    /// What the shard answers from its memory, if it has it there.
+    pub pulls: VecDeque<(Ticket, Pull)>,
     /// Changes for the shard's index.
     pub interests: Vec<Interest>,
     /// What is kept for whoever resumes the session changed.
     pub is_hold_changed: bool,
+    /// The session went to the background, or came back, or stays where it was.
+    pub ground: Option<Ground>,
     /// Ends the connection after the replies went out; the Close frame is already among them.
     pub close: Option<CloseCode>,
 }
@@ -117,13 +127,13 @@ impl Actions {
 
     /// Appends an Error reply.
     pub fn refuse(&mut self, correlation: u16, code: Code, text: &str) {
-        self.refuse_until(correlation, code.into(), text);
+        self.refuse_for(correlation, code, text, Refused::from(code).retry_after_ms);
     }
 
-    /// Appends an Error reply that states when to try again.
-    fn refuse_until(&mut self, correlation: u16, refused: Refused, text: &str) {
-        let Refused { code, retry_after_ms } = refused;
-        self.reply(Kind::Error, correlation, &v1::Error { code: code.into(), text: text.to_owned(), retry_after_ms });
+    /// Appends an Error reply that says how long to wait.
+    pub fn refuse_for(&mut self, correlation: u16, code: Code, text: &str, retry_after_ms: u32) {
+        let error = v1::Error { code: code.into(), text: text.to_owned(), retry_after_ms };
+        self.reply(Kind::Error, correlation, &error);
     }
 
     /// Appends the Close frame and ends the connection. The first reason stands.
@@ -134,6 +144,11 @@ impl Actions {
             self.close = Some(code);
         }
     }
+}
+
+/// Whether the kind is a command of those who are logged in.
+fn is_command(kind: Kind) -> bool {
+    matches!(kind, Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync | Kind::Pull)
 }
 
 impl Session {
@@ -190,10 +205,10 @@ impl Session {
                 self.state = State::LoggingIn { bound: None };
             }),
             (Kind::Login, _) => Err(Refusal::new(Code::AlreadyLoggedIn, "this connection is logged in")),
-            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync, State::Ready(member)) => {
-                member.handle_command(now, kind, ticket, frame.payload, context, actions)
+            (command, State::Ready(member)) if is_command(command) => {
+                member.handle_command(now, command, ticket, frame.payload, context, actions)
             }
-            (Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync, _) => {
+            (command, _) if is_command(command) => {
                 Err(Refusal::new(Code::NotLoggedIn, "log in first and wait for the reply"))
             }
             _ => Err(Refusal::new(Code::UnknownKind, "not a command of this version")),
@@ -225,6 +240,8 @@ impl Session {
             look_up: RoomsLookUp::default(),
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
+            ground: identity.ground,
+            pulls_paid_to: Millis(0),
         }));
         true
     }
@@ -270,6 +287,31 @@ impl Session {
         }
     }
 
+    /// A pull is about to be answered from memory; a client does so once per `spread`. Says how long it has to wait if it
+    /// comes too early.
+    ///
+    /// # Errors
+    /// The wait.
+    pub fn charge_pull(&mut self, now: Millis, spread: Duration) -> Result<(), Duration> {
+        /// Spreads that may be used at once: a first look, and a gear that changes.
+        const BURST: u64 = 2;
+        let State::Ready(member) = &mut self.state else { return Ok(()) };
+        let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX / 8);
+        let paid_to = member.pulls_paid_to.0.max(now.0);
+        if paid_to - now.0 > BURST * spread_ms {
+            return Err(Duration::from_millis(paid_to - now.0 - BURST * spread_ms));
+        }
+        member.pulls_paid_to = Millis(paid_to + spread_ms);
+        Ok(())
+    }
+
+    /// A pull was answered; `true` if the answer is still wanted.
+    pub fn handle_pulled(&mut self) -> bool {
+        let State::Ready(member) = &mut self.state else { return false };
+        member.in_flight = member.in_flight.saturating_sub(1);
+        true
+    }
+
     /// An event this session started was confirmed, or was not.
     pub fn handle_settled(&mut self, settled: &Settled, actions: &mut Actions) {
         let State::Ready(member) = &mut self.state else {
@@ -284,7 +326,9 @@ impl Session {
                 actions.reply(Kind::SendAck, correlation, &ack);
             }
             Ok(Confirmed::Receipt) => actions.reply(Kind::ReceiptAck, correlation, &v1::ReceiptAck {}),
-            Err(refused) => actions.refuse_until(correlation, refused, refusal_text(refused.code)),
+            Err(refused) => {
+                actions.refuse_for(correlation, refused.code, refusal_text(refused.code), refused.retry_after_ms);
+            }
         }
     }
 
@@ -362,6 +406,12 @@ impl Session {
     #[must_use]
     pub fn attachment(&self) -> Option<Attachment> {
         self.member().map(|member| member.attachment)
+    }
+
+    /// Where the session is; in the foreground as long as there is none.
+    #[must_use]
+    pub fn ground(&self) -> Ground {
+        self.member().map_or_else(Ground::default, |member| member.ground)
     }
 
     /// What the hot store knows of a session that is logged in.

@@ -1,6 +1,7 @@
 //! Which faults a world has, and how often: drawn from its seed, so that each kind also comes alone.
 
 use std::time::Duration;
+use tidegate_core::storm::StormRules;
 
 use crate::sim::Sim;
 
@@ -40,6 +41,8 @@ pub struct Faults {
     pub incidents: Vec<Incident>,
     /// Clients drop connections, stop reading, give up waiting.
     pub clients_are_rude: bool,
+    /// Lobbies and rooms change gear at rates that these worlds reach.
+    pub has_storms: bool,
 }
 
 /// What happens at some time to a whole part.
@@ -79,6 +82,7 @@ impl Faults {
             engine_crash: rate(60),
             incidents: Vec::new(),
             clients_are_rude: !is_calm && sim.chance(700),
+            has_storms: sim.chance(500),
         };
         let mut kinds = vec![Incident::HotLost, Incident::GatewayCrash];
         if mode == Mode::Services {
@@ -88,6 +92,18 @@ impl Faults {
             faults.incidents = (0..=sim.below(5)).map(|_| *sim.one_of(&kinds)).collect();
         }
         faults
+    }
+
+    pub fn storm_rules(&self) -> StormRules {
+        let mut rules = StormRules::default();
+        if self.has_storms {
+            let gears = if self.partitions == 1 { "direct+signal" } else { "direct+merged+signal" };
+            let rule = format!(
+                "* gears={gears} merged_per_s=1 signal_per_s=3 window_ms=1000 calm_ms=1000 merge_ms=200 spread_ms=200"
+            );
+            rules.add(&rule).expect("a legal rule");
+        }
+        rules
     }
 
     /// Whether nothing at all goes wrong.

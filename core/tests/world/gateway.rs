@@ -24,6 +24,7 @@ use tidegate_core::push::routes::Routes;
 use tidegate_core::queue::Queue;
 use tidegate_core::reception::{Greeting, Reception};
 use tidegate_core::session::SessionContext;
+use tidegate_core::storm::{Pages, Pulls, TailKeeper};
 use tidegate_core::streams::{self, OutStreams};
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -119,18 +120,40 @@ impl Gateway {
             mailboxes: mailboxes.clone(),
         };
         let members = Arc::new(Members::default());
-        let rules = Rules { limits: Arc::clone(&backends.limits), paces: Arc::default() };
+        let fairness = Rules { limits: Arc::clone(&backends.limits), paces: Arc::default() };
         let mut tasks = Vec::new();
+        let rules = Arc::new(faults.storm_rules());
+        let pulls = {
+            let (ports, clock, routes) = (Arc::clone(&ports), sim.clone(), Arc::clone(&links.routes));
+            let to_json = |_: &v1::PullReply| Vec::new();
+            Arc::new(Pulls {
+                tails: TailKeeper::new(
+                    Arc::clone(&ports),
+                    mailboxes.clone(),
+                    clock.clone(),
+                    routes,
+                    Arc::clone(&rules),
+                    to_json,
+                ),
+                pages: Pages::new(ports, clock, FRAME_BYTES / 2, to_json),
+            })
+        };
+        let kept = Arc::clone(&pulls);
+        tasks.push(spawner.spawn(async move { kept.tails.run().await }));
 
         let push = {
             let (ports, mailboxes, routes) = (Arc::clone(&ports), mailboxes.clone(), Arc::clone(&links.routes));
-            let (members, paces, clock) = (Arc::clone(&members), Arc::clone(&rules.paces), sim.clone());
+            let (members, paces, clock) = (Arc::clone(&members), Arc::clone(&fairness.paces), sim.clone());
+            let (pulls, rules) = (Arc::clone(&pulls), Arc::clone(&rules));
             move || PushEngine {
                 backend: Arc::clone(&ports),
                 mailboxes: mailboxes.clone(),
                 routes: Arc::clone(&routes),
                 members: Arc::clone(&members),
                 paces: Arc::clone(&paces),
+                pulls: Arc::clone(&pulls),
+                rules: Arc::clone(&rules),
+                frame_bytes_max: FRAME_BYTES,
                 clock: clock.clone(),
             }
         };
@@ -140,13 +163,14 @@ impl Gateway {
             let streams = Arc::new(OutStreams::new(sim.below(u64::MAX)));
             out_streams.push(Arc::clone(&streams));
             let (engine_ports, members, clock) = (Arc::clone(&ports), Arc::clone(&members), sim.clone());
+            let rules = Arc::clone(&rules);
             let engine = move || {
-                let (ports, members) = (Arc::clone(&engine_ports), Arc::clone(&members));
-                IngestEngine::new(partition, ports, clock.clone(), members, Arc::clone(&streams)).run()
+                let (ports, members, rules) = (Arc::clone(&engine_ports), Arc::clone(&members), Arc::clone(&rules));
+                IngestEngine::new(partition, ports, clock.clone(), members, Arc::clone(&streams), rules).run()
             };
             tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine died", engine)));
-            let (queues, rules) = (links.accept.clone(), rules.clone());
-            let accept = accept::run(partition, queues, Arc::clone(&ports), mailboxes.clone(), rules, sim.clone());
+            let (queues, fairness) = (links.accept.clone(), fairness.clone());
+            let accept = accept::run(partition, queues, Arc::clone(&ports), mailboxes.clone(), fairness, sim.clone());
             tasks.push(spawner.spawn(accept));
         }
         tasks.push(spawner.spawn(streams::run_beacons(out_streams, Arc::clone(&ports), sim.clone())));
@@ -170,6 +194,7 @@ impl Gateway {
                 in_flight_max: IN_FLIGHT_MAX,
                 lobbies: backends.lobbies.clone(),
             },
+            pulls,
         };
         let queue = Arc::clone(&links.requests);
         tasks.push(spawner.spawn(async move { reception.run(&queue).await }));

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use prost::Message as _;
 use tidegate_core::event::{Accepted, IngestEvent, PushEvent, ReceiptMoved, StoredMessage};
 use tidegate_core::ids::{ConversationId, MessageId, Seq, UserId};
-use tidegate_core::ports::{Archive as _, Filing, Page, PersistBatch, Standing};
+use tidegate_core::ports::{Archive as _, CacheRun, Filing, Page, PersistBatch, Standing};
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_proto::v1;
 
@@ -197,6 +197,16 @@ impl Ledger {
             }
             _ => None,
         }));
+    }
+
+    /// In a storm messages are not pushed but left to be pulled; a notice that says so may follow later.
+    pub fn left_to_pull(&self, runs: &[CacheRun]) {
+        let mut book = self.book();
+        for (_, payload) in runs.iter().flat_map(|run| &run.messages) {
+            self.sim.count("message to be pulled");
+            let message = v1::Message::decode(payload.clone()).unwrap();
+            book.pushed.insert(MessageId::from_wire(&message.message_id).unwrap());
+        }
     }
 
     /// Counts are computed from the archive when they are lost: what is counted must be there.

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use tidegate_core::clock::Clock as _;
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{
-    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, RoomId, Seq, SessionId, UserId,
+    ConversationId, Epoch, GatewayId, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, UserId,
 };
 use tidegate_core::ports::{
-    Archive, Backend, Beat, End, Filing, HotStore, Joined, Page, PersistBatch, PortError, PortResult, Presence,
-    PresenceChange, PresenceOutcome, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
-    UnreadCount, User, Watermark,
+    Archive, Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, Joined, Page, PersistBatch, PortError,
+    PortResult, Presence, PresenceChange, PresenceOutcome, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary,
+    TokenState, UnreadCount, User, Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -147,8 +147,20 @@ impl HotStore for Ports {
         Ok(grants)
     }
 
-    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.shared.call("settle", self.hot.settle(ends)).await
+    async fn settle(&self, ends: &[(ConversationId, End)], cached: &[CacheRun]) -> PortResult<()> {
+        self.shared.call("settle", self.hot.settle(ends, cached)).await?;
+        self.shared.ledger.left_to_pull(cached);
+        Ok(())
+    }
+
+    async fn cached(
+        &self,
+        conversation: ConversationId,
+        after: Option<Place>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> PortResult<CacheSlice> {
+        self.shared.call("cached", self.hot.cached(conversation, after, messages_max, bytes_max)).await
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {

@@ -16,7 +16,7 @@ use tidegate_core::delivery::{
     Accepting, ConnectionKey, Mailboxes, Recipients, Request, Settled, ShardId, ShardInput, Ticket,
 };
 use tidegate_core::event::Membership;
-use tidegate_core::ids::{ConversationId, Epoch, Place, Seq, UserId};
+use tidegate_core::ids::{ConversationId, Epoch, Seq, Span, UserId};
 use tidegate_core::limits::{FRAME_BYTES_MAX, SHARD_TURN_INPUTS_MAX};
 use tidegate_core::ports::PresenceChange;
 use tidegate_core::push::routes::Routes;
@@ -239,8 +239,12 @@ impl State {
     fn follow(&mut self, slot: Slot, interests: Vec<Interest>) {
         for interest in interests {
             match interest {
-                Interest::Begins(conversation) => self.conversations.entry(conversation).or_default().push(slot),
+                Interest::Begins(conversation) => {
+                    self.links.routes.watch(conversation, self.id);
+                    self.conversations.entry(conversation).or_default().push(slot);
+                }
                 Interest::Ends(conversation) => {
+                    self.links.routes.unwatch(conversation, self.id);
                     self.conversations.entry(conversation).or_default().retain(|other| *other != slot);
                 }
             }
@@ -301,7 +305,7 @@ impl State {
 
     fn handle_input(&mut self, input: ShardInput) {
         match input {
-            ShardInput::Deliver { recipients, place, frame } => self.deliver(recipients, place, &frame.tcp()),
+            ShardInput::Deliver { recipients, span, frame, .. } => self.deliver(recipients, span, &frame.tcp()),
             ShardInput::PushesMissed { of } => self.tell_missed(of.as_deref()),
             ShardInput::Membership { room, user, change, frame } => {
                 let everybody = Recipients::Conversation(ConversationId::Room(room));
@@ -380,6 +384,9 @@ impl State {
                 let holds = self.connections.values().filter_map(|connection| connection.session.hold());
                 holds.for_each(|hold| self.tell(PresenceChange::Renewed(hold)));
             }
+            // These clients ask by Sync.
+            ShardInput::Tail { .. } => {}
+            ShardInput::Pulled { .. } => unreachable!("nobody pulls here"),
             ShardInput::Inspect { .. } => unreachable!("nobody looks"),
             ShardInput::Drain => unreachable!("nobody drains here"),
         }
@@ -405,13 +412,13 @@ impl State {
         true
     }
 
-    fn deliver(&mut self, recipients: Recipients, place: Option<Place>, frame: &Bytes) {
+    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, frame: &Bytes) {
         let of = |users: &BTreeMap<UserId, Vec<Slot>>, user: &UserId| users.get(user).cloned().unwrap_or_default();
         let slots = match recipients {
             Recipients::Users(one, other) => [of(&self.users, &one), of(&self.users, &other)].concat(),
             Recipients::Conversation(conversation) => {
                 let slots = self.conversations.get(&conversation).cloned().unwrap_or_default();
-                return slots.into_iter().for_each(|slot| self.deliver_of_many(slot, conversation, place, frame));
+                return slots.into_iter().for_each(|slot| self.deliver_of_many(slot, conversation, span, frame));
             }
             Recipients::Session(user, session) => {
                 let mut slots = of(&self.users, &user);
@@ -423,13 +430,13 @@ impl State {
     }
 
     /// One of many receivers that has no room goes without, and is told so later.
-    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, place: Option<Place>, frame: &Bytes) {
+    fn deliver_of_many(&mut self, slot: Slot, conversation: ConversationId, span: Option<Span>, frame: &Bytes) {
         let connection = self.connections.get_mut(&slot).expect("in the index until it leaves");
         let is_full = connection.outbox_bytes + frame.len() > OUTBOX_BYTES_MAX;
         if is_full || connection.behind.contains_key(&conversation) {
             self.sim.count("push passed by");
             let last = connection.behind.entry(conversation).or_default();
-            *last = place.map_or(*last, |place| (*last).max((place.epoch, place.seq)));
+            *last = span.map_or(*last, |span| (*last).max((span.epoch, span.last)));
             return;
         }
         self.enqueue(slot, frame.clone());

@@ -35,6 +35,8 @@ pub enum Ask {
     },
     /// What is missing above positions, and maybe what there is besides.
     Sync(v1::Sync),
+    /// What is newest in a busy conversation, or what was left out of it.
+    Pull(v1::Pull),
     /// Begin to watch lobbies.
     Watch(Vec<String>),
 }
@@ -59,6 +61,8 @@ pub enum Answer {
     History(v1::HistoryReply),
     /// What is missing, for a first part of the positions.
     Synced(v1::SyncReply),
+    /// What was pulled.
+    Pulled(v1::PullReply),
     /// Nothing but success.
     Done,
     /// It failed.
@@ -70,6 +74,12 @@ pub enum Answer {
 pub enum Push {
     /// A message.
     Message(v1::Message),
+    /// Messages of a short time, each to be taken as if it had come alone.
+    Messages(v1::Messages),
+    /// There are messages to be pulled.
+    Notice(v1::NotifyNewMessages),
+    /// Messages of a conversation travel in another way from now on.
+    GearChanged(v1::GearChanged),
     /// An acknowledged message was taken back.
     SendRejected(v1::SendRejected),
     /// A watermark moved.

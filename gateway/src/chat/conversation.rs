@@ -2,6 +2,9 @@
 //!
 //! In go positions, messages, answers to Sync and history pages, out come [`Step`]s: what to show next. Must always hold:
 //! messages are shown in the order of their sequence, each once; what is not in order waits, within a bound, for those between.
+//! What a storm changes of that is in [`storm`].
+
+pub mod storm;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,6 +15,7 @@ use tidegate_proto::v1::{self, SyncOutcome};
 use super::ask::Range;
 use super::line::Place;
 use super::marks::Marks;
+use storm::Storm;
 
 /// Messages shown when a conversation is opened: about a screen.
 pub const OPENING_PAGE: u32 = 20;
@@ -36,8 +40,23 @@ pub enum Step {
     Show(v1::Message),
     /// Messages before those shown, ascending.
     Older(Vec<v1::Message>),
+    /// A message of the system, before its turn.
+    Ahead(v1::Message),
+    /// The turn of a message that was shown ahead.
+    Passed(u64),
     /// So many were missed and are not shown.
     Skipped(u64),
+    /// In a storm so many between two sequences were left out; the others there were shown ahead.
+    LeftOut {
+        /// How many.
+        count: u64,
+        /// Above this sequence.
+        after: u64,
+        /// Below this one.
+        before: u64,
+    },
+    /// Messages that were left out, ascending.
+    Filled(Vec<v1::Message>),
     /// So many should exist and are not to be had.
     Lost(u64),
 }
@@ -49,6 +68,10 @@ pub enum Want {
     Missing,
     /// A page, by History.
     Page(Range),
+    /// What is newest, by Pull.
+    Pull,
+    /// What a storm left out, by Pull.
+    Fill,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +111,7 @@ pub struct Conversation {
     /// The last run of messages shown out of turn, at the first login.
     run: (u64, u64),
     settling_until: Option<Instant>,
+    storm: Storm,
 }
 
 impl Conversation {
@@ -106,6 +130,7 @@ impl Conversation {
             held: BTreeMap::new(),
             run: (0, 0),
             settling_until: None,
+            storm: Storm::default(),
         }
     }
 
@@ -121,11 +146,16 @@ impl Conversation {
 
     /// Whether something is wanted or under way.
     pub fn is_busy(&self) -> bool {
-        self.fetch != Fetch::Idle || self.behind.is_some()
+        self.fetch != Fetch::Idle || self.behind.is_some() || self.storm.is_busy()
     }
 
     fn is_fetching(&self) -> bool {
         self.fetch != Fetch::Idle
+    }
+
+    /// What comes now waits for what was asked for; but what fills a hole lies below it.
+    fn holds(&self) -> bool {
+        !matches!(self.fetch, Fetch::Idle | Fetch::Due { want: Want::Fill, .. } | Fetch::Asked { want: Want::Fill, .. })
     }
 
     /// The room was just joined: the connection may not know until then.
@@ -150,12 +180,14 @@ impl Conversation {
         self.oldest = last + 1;
         self.newest = self.newest.max(last);
         self.marks.begin(last);
+        self.storm.forget_holes();
     }
 
     /// Another storage life: whatever was known of the conversation is void.
     fn restart(&mut self, epoch: u32) {
         let (fetch, behind, settling_until) = (self.fetch, self.behind, self.settling_until);
-        *self = Self { known: true, epoch, fetch, behind, settling_until, ..Self::new(self.place) };
+        let storm = self.storm.restarted();
+        *self = Self { known: true, epoch, fetch, behind, settling_until, storm, ..Self::new(self.place) };
     }
 
     /// Showing begins after `seq`, unless it has begun.
@@ -210,21 +242,32 @@ impl Conversation {
         if message.epoch > self.epoch {
             self.restart(message.epoch);
         }
-        self.newest = self.newest.max(message.seq);
-        if message.seq <= self.last {
-            return Vec::new();
+        if let Some(steps) = self.show_ahead(&message) {
+            return steps;
         }
-        if message.seq == self.last + 1 && !self.is_fetching() {
-            return vec![self.step(message)];
+        self.newest = self.newest.max(message.seq);
+        let mut steps = Vec::new();
+        if message.seq <= self.last {
+            return steps;
+        }
+        if message.seq == self.last + 1 && !self.holds() {
+            self.step(message, &mut steps);
+            self.drain_held(&mut steps);
+            return steps;
         }
         self.hold(message);
         self.fetch_newer(now);
-        Vec::new()
+        steps
     }
 
-    fn step(&mut self, message: v1::Message) -> Step {
+    fn step(&mut self, message: v1::Message, steps: &mut Vec<Step>) {
         self.last = message.seq;
-        Step::Show(message)
+        let was_ahead = self.storm.take_ahead(message.seq);
+        steps.push(if was_ahead { Step::Passed(message.seq) } else { Step::Show(message) });
+        while self.storm.take_ahead(self.last + 1) {
+            self.last += 1;
+            steps.push(Step::Passed(self.last));
+        }
     }
 
     fn hold(&mut self, message: v1::Message) {
@@ -299,7 +342,7 @@ impl Conversation {
         if self.place != Place::Lobby {
             self.marks.handle_count(synced.read_seq, synced.unread, synced.last_seq);
         }
-        if reload {
+        if reload && !self.storm.is_signal() {
             self.skip_what_nobody_reads(&mut steps);
             if self.newest > self.last && !self.is_fetching() {
                 self.fetch = Fetch::Due { at: now, want: Want::Page(Range::After(self.last)), tries };
@@ -315,16 +358,17 @@ impl Conversation {
     fn skip_what_nobody_reads(&mut self, steps: &mut Vec<Step>) {
         let missed = self.newest.saturating_sub(self.last);
         if missed > MISSED_SHOWN_MAX {
-            let skipped = missed - u64::from(OPENING_PAGE);
-            self.begin(self.epoch, self.last + skipped);
-            steps.push(Step::Skipped(skipped));
+            let last = self.newest - u64::from(OPENING_PAGE);
+            steps.push(Step::Skipped(self.storm.unshown_between(self.last, last + 1)));
+            self.marks.handle_left_out(self.last, last + 1);
+            self.begin(self.epoch, last);
         }
     }
 
     fn show_following(&mut self, messages: Vec<v1::Message>, steps: &mut Vec<Step>) {
         for message in messages {
             if message.seq == self.last + 1 && message.epoch == self.epoch {
-                steps.push(self.step(message));
+                self.step(message, steps);
             }
         }
     }
@@ -333,6 +377,9 @@ impl Conversation {
     fn see_to_the_rest(&mut self, now: Instant, got_on: bool, tries: u32, steps: &mut Vec<Step>) {
         if self.newest <= self.last || self.is_fetching() {
             return;
+        }
+        if self.storm.awaits_pull() {
+            return self.storm.pull_soon(now);
         }
         if got_on || tries < FETCH_TRIES_MAX {
             self.fetch_again(now, if got_on { 0 } else { tries });
@@ -344,6 +391,7 @@ impl Conversation {
     fn show_older(&mut self, messages: Vec<v1::Message>, steps: &mut Vec<Step>) {
         if let Some(first) = messages.first() {
             self.oldest = first.seq;
+            self.storm.handle_older(first.seq);
             steps.push(Step::Older(messages));
         } else {
             // Nothing is below, whatever the numbers say.
@@ -359,7 +407,7 @@ impl Conversation {
             }
             let message = entry.remove();
             if seq == self.last + 1 && epoch == self.epoch {
-                steps.push(self.step(message));
+                self.step(message, steps);
             }
         }
     }
@@ -367,7 +415,7 @@ impl Conversation {
     /// What lies between never came.
     fn go_on_without(&mut self, steps: &mut Vec<Step>) {
         let next = self.held.keys().next().copied().unwrap_or(self.newest + 1);
-        steps.push(Step::Lost(next - self.last - 1));
+        steps.push(Step::Lost(self.storm.unshown_between(self.last, next)));
         self.last = next - 1;
         self.drain_held(steps);
     }
@@ -384,7 +432,9 @@ impl Conversation {
 
     /// Asks what follows the last shown, if it is known.
     pub fn fetch_newer(&mut self, now: Instant) {
-        if self.known {
+        if self.known && self.storm.awaits_pull() {
+            self.storm.pull_soon(now);
+        } else if self.known {
             self.fetch(now, Want::Missing);
         }
     }
@@ -434,7 +484,12 @@ impl Conversation {
 
     /// The connection is gone, and the question with it.
     pub fn handle_lost(&mut self, now: Instant) {
+        if matches!(self.fetch, Fetch::Asked { want: Want::Pull, .. } | Fetch::Due { want: Want::Pull, .. }) {
+            // The next login says what is missing.
+            self.fetch = Fetch::Idle;
+        }
         self.ask_again(now);
+        self.storm.handle_lost(now);
     }
 
     /// The question was not answered: there was no room for the answer, or it is lost.
@@ -450,6 +505,11 @@ impl Conversation {
             self.behind = None;
             self.fetch_newer(now);
         }
+        if !self.is_fetching()
+            && let Some(want) = self.storm.due_want(now)
+        {
+            self.fetch(now, want);
+        }
         let (want, tries) = match self.fetch {
             Fetch::Due { at, want, tries } if at <= now => (want, tries),
             Fetch::Asked { at, want, tries } if at + FETCH_TIMEOUT <= now => (want, tries),
@@ -457,6 +517,11 @@ impl Conversation {
         };
         if want == Want::Missing {
             self.behind = None;
+        }
+        if want == Want::Fill && self.pulls_from(want).1 == 0 {
+            // What was left out has been read otherwise, or the conversation began anew.
+            self.fetch = Fetch::Idle;
+            return None;
         }
         self.fetch = Fetch::Asked { at: now, want, tries };
         Some(want)
@@ -474,6 +539,11 @@ impl Conversation {
     /// A message came onto the screen; `here`: where the user looks.
     pub fn handle_shown(&mut self, seq: u64, here: bool, own: bool) {
         self.marks.handle_shown(seq, here, own);
+    }
+
+    /// Messages between two sequences were left out.
+    pub fn handle_left_out(&mut self, after: u64, before: u64) {
+        self.marks.handle_left_out(after, before);
     }
 
     /// The user has read what is shown.

@@ -8,7 +8,7 @@ use crate::chat::marks::RECEIPT_INTERVAL;
 const NONE: [u64; 0] = [];
 
 fn message(seq: u64) -> v1::Message {
-    v1::Message { conversation_id: "r_1".into(), seq, epoch: 1, ..Default::default() }
+    v1::Message { conversation_id: "r_1".into(), seq, epoch: 1, sender_id: 2, ..Default::default() }
 }
 
 fn page(seqs: impl IntoIterator<Item = u64>, last_seq: u64, more: bool) -> v1::HistoryReply {
@@ -50,7 +50,10 @@ fn shown(steps: &[Step]) -> Vec<u64> {
         match step {
             Step::Show(message) => seqs.push(message.seq),
             Step::Older(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
-            Step::Skipped(_) | Step::Lost(_) => seqs.push(0),
+            Step::Ahead(message) => seqs.push(message.seq),
+            Step::Filled(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
+            Step::Passed(_) => {}
+            Step::Skipped(_) | Step::LeftOut { .. } | Step::Lost(_) => seqs.push(0),
         }
     }
     seqs

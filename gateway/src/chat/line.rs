@@ -189,7 +189,8 @@ impl Line {
         match self {
             Self::Said(said) => {
                 let place = Place::of(&said.conversation).named(me).filter(|_| said.elsewhere);
-                place.into_iter().chain([Named::User(said.sender)]).collect()
+                let sender = (!said.is_of_the_system()).then_some(Named::User(said.sender));
+                place.into_iter().chain(sender).collect()
             }
             Self::Output(parts) | Self::Notice(parts) => {
                 let named = parts.iter().filter_map(|part| match part {
@@ -214,6 +215,10 @@ impl Line {
 }
 
 impl Said {
+    fn is_of_the_system(&self) -> bool {
+        self.sender == 0
+    }
+
     fn render(&self, names: &Names, now_ms: u64, paint: Paint) -> String {
         let mut out = String::new();
         if let Some(age) = age(now_ms.saturating_sub(self.sent_at_ms)) {
@@ -226,6 +231,11 @@ impl Said {
                 Place::Room(_) | Place::Lobby => names.title(&self.conversation),
             };
             let _ = write!(out, "{} ", paint.dim(&format!("[{place}]")));
+        }
+        if self.is_of_the_system() {
+            // No user's line looks like this one.
+            let _ = write!(out, "{}", paint.bold(&format!("*** {}", self.text)));
+            return out;
         }
         let name = names.name(Named::User(self.sender));
         let name = if self.sender == names.me { paint.bold(&name) } else { paint.coloured(&name, self.sender) };
@@ -320,6 +330,13 @@ mod tests {
         }
         names.learn(Named::Room(7), "Den".into());
         names
+    }
+
+    #[test]
+    fn the_system_has_no_name_to_look_up() {
+        let line = said("lobby_main", 0, "back in an hour", true);
+        assert_eq!(line.names(1), []);
+        assert_eq!(line.render(&names(), 1_000_000, Paint::Off), "[lobby_main] *** back in an hour");
     }
 
     fn said(conversation: &str, sender: u64, text: &str, elsewhere: bool) -> Line {

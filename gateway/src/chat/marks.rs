@@ -75,6 +75,13 @@ impl Marks {
         self.counted_to = self.counted_to.max(seq);
     }
 
+    /// Messages between two sequences are not shown; whose they are is not known, and most are of others.
+    pub fn handle_left_out(&mut self, after: u64, before: u64) {
+        let uncounted = (before - 1).saturating_sub(self.counted_to.max(after));
+        self.unread = self.unread.saturating_add(u32::try_from(uncounted).unwrap_or(u32::MAX));
+        self.counted_to = self.counted_to.max(before - 1);
+    }
+
     /// A message of the user's came onto the screen, maybe out of turn.
     pub fn handle_own(&mut self, seq: u64) {
         self.own = self.own.max(seq);

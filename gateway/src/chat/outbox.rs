@@ -1,14 +1,15 @@
 //! Messages on their way: kept until they are acknowledged or refused for good.
 //!
-//! In go texts and replies, out come Sends and news for the user. Must always hold: one message is under way at a time, so
-//! that a repetition never overtakes or is overtaken; every repetition carries the same `client_msg_id`, conversation and
-//! body ("Sending so that nothing is lost" of `proto/PROTOCOL.md`).
+//! In go texts and replies, out come Sends and news for the user. Must always hold: one message of a conversation is under way
+//! at a time, so that a repetition never overtakes or is overtaken, and one that has to wait holds up no other conversation;
+//! every repetition carries the same `client_msg_id`, conversation and body ("Sending so that nothing is lost" of
+//! `proto/PROTOCOL.md`).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidegate_proto::v1;
+use tidegate_proto::v1::{self, Code};
 
 use super::ask::Ask;
 
@@ -36,6 +37,8 @@ struct Outgoing {
     body: Bytes,
     since: Instant,
     told: bool,
+    /// The user knows that it has to wait for the server's limit.
+    told_slow: bool,
     tries: u32,
     /// When it may be sent (again), or when its reply is overdue.
     due: Instant,
@@ -84,9 +87,7 @@ impl Outbox {
     /// No connection: what was under way is repeated on the next.
     pub fn handle_lost(&mut self) {
         self.online = false;
-        if let Some(first) = self.waiting.front_mut() {
-            first.due = first.since;
-        }
+        self.waiting.iter_mut().for_each(|message| message.due = message.since);
     }
 
     /// Takes a message in, unless it can never be sent.
@@ -101,30 +102,41 @@ impl Outbox {
             body: Bytes::copy_from_slice(text.as_bytes()),
             since: now,
             told: false,
+            told_slow: false,
             tries: 0,
             due: now,
         });
         None
     }
 
-    /// The Send that is due. It is due again when its reply is overdue.
+    /// A Send that is due. It is due again when its reply is overdue.
     pub fn due(&mut self, now: Instant) -> Option<Ask> {
-        let first = self.waiting.front_mut().filter(|first| self.online && first.due <= now)?;
-        first.due = now + REPLY_TIMEOUT;
+        if !self.online {
+            return None;
+        }
+        let place = self.first_where(|message| message.due <= now)?;
+        let message = &mut self.waiting[place];
+        message.due = now + REPLY_TIMEOUT;
         Some(Ask::Send {
-            client_msg_id: first.client_msg_id.clone(),
-            conversation: first.conversation.clone(),
-            body: first.body.clone(),
+            client_msg_id: message.client_msg_id.clone(),
+            conversation: message.conversation.clone(),
+            body: message.body.clone(),
         })
+    }
+
+    /// Among the first of each conversation, the others of which wait behind it.
+    fn first_where(&self, is_wanted: impl Fn(&Outgoing) -> bool) -> Option<usize> {
+        let mut seen = HashSet::new();
+        self.waiting.iter().position(|message| seen.insert(&message.conversation) && is_wanted(message))
+    }
+
+    fn place_of(&self, client_msg_id: &Bytes) -> Option<usize> {
+        self.first_where(|message| message.client_msg_id == *client_msg_id)
     }
 
     /// Whether this was news: a repetition is acknowledged, too.
     pub fn handle_ack(&mut self, client_msg_id: &Bytes) -> bool {
-        let news = self.waiting.front().is_some_and(|first| first.client_msg_id == *client_msg_id);
-        if news {
-            self.waiting.pop_front();
-        }
-        news
+        self.place_of(client_msg_id).and_then(|place| self.waiting.remove(place)).is_some()
     }
 
     /// The server would not take the message now, or ever; `patience` makes "ever" into "now".
@@ -135,14 +147,20 @@ impl Outbox {
         error: &v1::Error,
         patience: bool,
     ) -> Option<OutboxNews> {
-        let first = self.waiting.front_mut().filter(|first| first.client_msg_id == *client_msg_id)?;
+        let place = self.place_of(client_msg_id)?;
         if error.code().may_retry() || patience {
-            let delay_ms = (RETRY_DELAY_MS_MIN << first.tries.min(8)).min(RETRY_DELAY_MS_MAX);
-            first.tries += 1;
-            first.due = now + Duration::from_millis(delay_ms.max(error.retry_after_ms.into()));
-            return None;
+            let message = &mut self.waiting[place];
+            let delay_ms = (RETRY_DELAY_MS_MIN << message.tries.min(8)).min(RETRY_DELAY_MS_MAX);
+            let delay = Duration::from_millis(delay_ms.max(error.retry_after_ms.into()));
+            message.tries += 1;
+            message.due = now + delay;
+            let is_news = error.code() == Code::SlowDown && !std::mem::replace(&mut message.told_slow, true);
+            // Said once, and there is nothing else to worry about.
+            message.told |= is_news;
+            let what = || format!("{}; sent again in {}: ", super::line::escape(&error.text), seconds(delay));
+            return is_news.then(|| OutboxNews { what: what(), text: excerpt(&message.body) });
         }
-        let refused = self.waiting.pop_front()?;
+        let refused = self.waiting.remove(place)?;
         Some(OutboxNews {
             what: format!("not sent, {}: ", super::line::escape(&error.text)),
             text: excerpt(&refused.body),
@@ -161,6 +179,15 @@ impl Outbox {
     }
 }
 
+/// A wait as people read it: tenths below ten seconds.
+fn seconds(wait: Duration) -> String {
+    if wait < Duration::from_secs(10) {
+        format!("{:.1} s", wait.as_secs_f64())
+    } else {
+        format!("{} s", wait.as_millis().div_ceil(1000))
+    }
+}
+
 fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     match text.char_indices().nth(EXCERPT_CHARS) {
@@ -174,7 +201,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
     use super::*;
-    use tidegate_proto::v1::Code;
 
     fn key(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
@@ -211,6 +237,32 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_waits_holds_up_its_own_conversation_only() {
+        let (mut outbox, now) = online();
+        for (id, place) in [("a", "r_1"), ("b", "r_1"), ("c", "p_1_2")] {
+            outbox.put(now, key(id), place, id);
+        }
+        assert_eq!(sent(outbox.due(now)), Some(key("a")));
+        outbox.handle_refused(now, &key("a"), &error(Code::SlowDown, 30_000), false);
+        assert_eq!(sent(outbox.due(now)), Some(key("c")));
+        assert_eq!(sent(outbox.due(now)), None, "in its order");
+        assert!(outbox.handle_ack(&key("c")));
+        assert_eq!(outbox.handle_tick(now + WORRY_AFTER).map(|news| news.text), Some("b".to_owned()));
+        let later = now + Duration::from_secs(30);
+        assert_eq!(sent(outbox.due(later)), Some(key("a")));
+        assert!(outbox.handle_ack(&key("a")));
+        assert_eq!(sent(outbox.due(later)), Some(key("b")));
+    }
+
+    #[test]
+    fn waits_are_said_in_seconds() {
+        assert_eq!(
+            [40, 1_500, 9_990, 29_001].map(|ms| seconds(Duration::from_millis(ms))),
+            ["0.0 s", "1.5 s", "10.0 s", "30 s"]
+        );
+    }
+
+    #[test]
     fn what_is_not_acknowledged_is_repeated_under_the_same_key() {
         let (mut outbox, now) = online();
         outbox.put(now, key("a"), "r_1", "one");
@@ -228,7 +280,9 @@ mod tests {
         let (mut outbox, now) = online();
         outbox.put(now, key("a"), "r_1", "one");
         outbox.due(now);
-        assert_eq!(outbox.handle_refused(now, &key("a"), &error(Code::SlowDown, 700), false), None);
+        let news = outbox.handle_refused(now, &key("a"), &error(Code::SlowDown, 700), false).unwrap();
+        assert_eq!((news.what.as_str(), news.text.as_str()), ("because; sent again in 0.7 s: ", "one"));
+        assert_eq!(outbox.handle_refused(now, &key("a"), &error(Code::SlowDown, 700), false), None, "said once");
         assert_eq!(outbox.due(now + Duration::from_millis(699)), None);
         assert!(outbox.due(now + Duration::from_millis(700)).is_some());
         assert_eq!(outbox.handle_refused(now, &key("a"), &error(Code::NotMember, 0), true), None, "just joined");

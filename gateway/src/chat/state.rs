@@ -5,9 +5,10 @@
 //! missed or delayed ("Staying in sync" of `proto/PROTOCOL.md`); a message to send is kept until it is acknowledged or
 //! refused for good, and repeated with the same `client_msg_id`.
 
+mod storm;
 mod sync;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use tidegate_proto::limits::{SYNC_POSITIONS_MAX, WATCHES_MAX};
 use tidegate_proto::v1::{self, Code, SyncOutcome};
 
 use super::ask::{Answer, Ask, Push, Standing};
+use super::conversation::storm::{Phase, Weather};
 use super::conversation::{Conversation, OPENING_PAGE, Step, Want};
 use super::line::{Line, Part, Place, Said, escape};
 use super::outbox::{Outbox, OutboxNews};
@@ -22,11 +24,19 @@ use super::outbox::{Outbox, OutboxNews};
 /// How long after joining a room the connection may not know of it yet.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// An acknowledged message is waited for so long on the screen.
-const OWN_PUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// An acknowledged message is waited for so long on the screen; a spread of a storm is shorter.
+const OWN_PUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Own messages remembered for their acknowledgement that may come later.
 const OWN_SEEN_MAX: usize = 64;
+
+/// An own message that was acknowledged and is not on the screen.
+#[derive(Debug)]
+struct Expected {
+    since: Instant,
+    conversation: String,
+    body: Bytes,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -38,16 +48,18 @@ pub struct State {
     met: bool,
     /// To go on with after a reconnect.
     session: u64,
+    /// When this connection pulls; none before the first.
+    phase: Option<Phase>,
     /// When to ask which conversations there are besides those known.
     others_at: Option<Instant>,
-    conversations: HashMap<String, Conversation>,
+    conversations: BTreeMap<String, Conversation>,
     watched: BTreeSet<String>,
     /// The next older messages are the answer to a command.
     older_wanted: bool,
     outbox: Outbox,
     /// Own messages whose push came before their acknowledgement, and the other way round.
     own_seen: VecDeque<Bytes>,
-    own_expected: BTreeMap<Bytes, Instant>,
+    own_expected: BTreeMap<Bytes, Expected>,
     asks: VecDeque<Ask>,
     lines: VecDeque<Line>,
 }
@@ -65,8 +77,9 @@ impl State {
             online: false,
             met: false,
             session: 0,
+            phase: None,
             others_at: None,
-            conversations: HashMap::new(),
+            conversations: BTreeMap::new(),
             outbox: Outbox::default(),
             own_seen: VecDeque::new(),
             own_expected: BTreeMap::new(),
@@ -182,6 +195,9 @@ impl State {
     pub fn handle_push(&mut self, now: Instant, push: Push) {
         match push {
             Push::Message(message) => self.handle_message(now, message),
+            Push::Messages(messages) => self.handle_messages(now, messages),
+            Push::Notice(notice) => self.handle_notice(now, &notice),
+            Push::GearChanged(changed) => self.handle_gear(now, &changed),
             Push::SendRejected(rejected) => {
                 self.own_expected.remove(&rejected.message_id);
                 let place = Part::Title(rejected.conversation_id);
@@ -253,10 +269,10 @@ impl State {
     /// The reply to `ask`.
     pub fn handle_answer(&mut self, now: Instant, ask: Ask, answer: Answer) {
         match (ask, answer) {
-            (Ask::Send { client_msg_id, .. }, Answer::Sent(ack)) => {
+            (Ask::Send { client_msg_id, conversation, body }, Answer::Sent(ack)) => {
                 let is_news = self.outbox.handle_ack(&client_msg_id);
                 if is_news && !self.own_seen.contains(&ack.message_id) {
-                    self.own_expected.insert(ack.message_id, now);
+                    self.own_expected.insert(ack.message_id, Expected { since: now, conversation, body });
                 }
             }
             (Ask::Send { client_msg_id, conversation, .. }, Answer::Refused(error)) => {
@@ -272,6 +288,8 @@ impl State {
                 self.follow(&conversation, steps);
             }
             (Ask::Sync(asked), Answer::Synced(reply)) => self.handle_sync_reply(now, &asked, reply),
+            (Ask::Pull(asked), Answer::Pulled(reply)) => self.handle_pulled(now, &asked, reply),
+            (Ask::Pull(asked), Answer::Refused(error)) => self.handle_no_pull(now, &asked, &error),
             (Ask::Sync(asked), Answer::Refused(error)) => self.handle_no_sync(now, &asked, &error),
             (Ask::History { conversation, .. }, Answer::Refused(error)) => {
                 self.handle_no_history(now, &conversation, &error)
@@ -370,10 +388,24 @@ impl State {
 
     /// Does what is due at `now`.
     pub fn handle_tick(&mut self, now: Instant) {
-        self.own_expected.retain(|_, since| now.saturating_duration_since(*since) < OWN_PUSH_TIMEOUT);
+        self.give_up_own(now);
         let news = self.outbox.handle_tick(now);
         self.tell(news);
         self.pump(now);
+    }
+
+    /// Own messages that did not come onto the screen. In a storm they were left out with others, and their text is gone
+    /// from the line it was typed in: it is shown now.
+    fn give_up_own(&mut self, now: Instant) {
+        let is_late = |expected: &Expected| now.saturating_duration_since(expected.since) >= OWN_PUSH_TIMEOUT;
+        let late: Vec<_> = self.own_expected.extract_if(.., |_, expected| is_late(expected)).collect();
+        for (message_id, Expected { conversation, body, .. }) in late {
+            if self.conversations.get(&conversation).is_some_and(Conversation::is_stormy) {
+                let text = escape(&String::from_utf8_lossy(&body));
+                self.note_own(&message_id);
+                self.notice(vec!["yours was sent, and left out here with others: ".into(), text.into()]);
+            }
+        }
     }
 
     /// Turns what is due into asks.
@@ -381,12 +413,15 @@ impl State {
         if !self.online {
             return;
         }
-        self.asks.extend(self.outbox.due(now));
-        let mut missing = Vec::new();
+        while let Some(send) = self.outbox.due(now) {
+            self.asks.push_back(send);
+        }
+        let (mut missing, mut pulls) = (Vec::new(), Vec::new());
         for (id, conversation) in &mut self.conversations {
             match conversation.due_want(now) {
                 Some(Want::Page(range)) => self.asks.push_back(Ask::History { conversation: id.clone(), range }),
                 Some(Want::Missing) => missing.push(id.clone()),
+                Some(want @ (Want::Pull | Want::Fill)) => pulls.push((id.clone(), want)),
                 None => {}
             }
             if let Some((delivered, read)) = conversation.due_receipt(now) {
@@ -394,6 +429,7 @@ impl State {
             }
         }
         self.ask_what_is_missing(now, &missing);
+        pulls.iter().for_each(|(id, want)| self.ask_pull(id, *want));
     }
 
     fn tell(&mut self, news: Option<OutboxNews>) {
@@ -412,6 +448,13 @@ impl State {
                     let own = message.sender_id == self.me;
                     self.entry(id).handle_shown(message.seq, here, own);
                 }
+                Step::Ahead(message) => self.lines.push_back(Line::Said(Said::new(&message, !here))),
+                Step::Passed(seq) => self.entry(id).handle_shown(seq, here, false),
+                Step::LeftOut { count, after, before } => {
+                    self.show_left_out(id, count, here);
+                    self.entry(id).handle_left_out(after, before);
+                }
+                Step::Filled(messages) => self.show_filled(id, &messages, here),
                 Step::Older(messages) => {
                     if here && self.older_wanted {
                         self.older_wanted = false;

@@ -8,6 +8,9 @@ use crate::chat::line::{Names, Paint};
 
 const HOME: &str = "lobby_main";
 
+/// Pulls at a quarter of each spread.
+const CHANCE: u32 = 1 << 30;
+
 struct Desk {
     state: State,
     now: Instant,
@@ -45,7 +48,7 @@ impl Desk {
             synced,
             ..Default::default()
         };
-        self.state.handle_login(self.now, login, &asked);
+        self.state.handle_login(self.now, login, &asked, CHANCE);
     }
 
     fn asks(&mut self) -> Vec<Ask> {
@@ -360,6 +363,76 @@ fn being_put_out_of_a_room_leads_home() {
     desk.state.handle_push(desk.now, change(1, false));
     assert_eq!(desk.lines(), ["* user 2 has joined room 7", "* you are in lobby_main"]);
     assert_eq!(desk.state.current(), HOME);
+}
+
+#[test]
+fn a_busy_lobby_is_told_of_and_what_it_leaves_out_is_named_and_filled() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    desk.asks();
+    desk.lines();
+    let notice = v1::NotifyNewMessages { conversation_id: HOME.into(), epoch: 1, latest_seq: 8, spread_ms: 1000 };
+    desk.state.handle_push(desk.now, Push::Notice(notice));
+    assert_eq!(desk.asks(), []);
+    assert!(desk.state.waits());
+    desk.now += Duration::from_millis(251);
+    desk.state.handle_tick(desk.now);
+    let pull = v1::Pull { conversation_id: HOME.into(), epoch: 1, after_seq: Some(3), before_seq: 0 };
+    assert_eq!(desk.asks(), [Ask::Pull(pull.clone())]);
+    let announced = v1::Message { sender_id: 0, ..message(HOME, 9, 0, "back in an hour") };
+    desk.push(announced);
+    let reply = v1::PullReply { epoch: 1, latest_seq: 8, gap: true, ..Default::default() };
+    let newest = vec![message(HOME, 7, 2, "seven"), message(HOME, 8, 1, "own")];
+    let newest = v1::PullReply { from_seq: 7, to_seq: 8, messages: newest, ..reply.clone() };
+    desk.state.handle_answer(desk.now, Ask::Pull(pull), Answer::Pulled(newest));
+    let expected = [
+        "* lobby_main is busy: new messages come in batches",
+        "*** back in an hour",
+        "* ... 3 messages left out, /history to read them",
+        "user 2: seven",
+        "user 1: own",
+    ];
+    assert_eq!(desk.lines(), expected);
+    let direct = v1::GearChanged { conversation_id: HOME.into(), epoch: 1, gear: 0, from_seq: 10 };
+    desk.state.handle_push(desk.now, Push::GearChanged(direct));
+    assert_eq!((desk.lines(), desk.asks()), (vec!["* lobby_main is calm again".to_owned()], vec![]));
+    desk.now += Duration::from_secs(5);
+    desk.state.handle_tick(desk.now);
+    let fill = v1::Pull { conversation_id: HOME.into(), epoch: 1, after_seq: Some(3), before_seq: 7 };
+    assert_eq!(desk.asks(), [Ask::Pull(fill.clone())]);
+    let messages = (3..=8).map(|seq| message(HOME, seq, 2, &seq.to_string())).collect();
+    let filled = v1::PullReply { from_seq: 3, to_seq: 8, gap: false, messages, ..reply };
+    desk.state.handle_answer(desk.now, Ask::Pull(fill), Answer::Pulled(filled));
+    assert_eq!(desk.lines(), ["* 3 messages that were left out:", "user 2: 4", "user 2: 5", "user 2: 6"]);
+    let merged = v1::Messages { messages: vec![message(HOME, 10, 2, "ten"), message(HOME, 11, 2, "eleven")] };
+    desk.state.handle_push(desk.now, Push::Messages(merged));
+    assert_eq!(desk.lines(), ["user 2: ten", "user 2: eleven"]);
+    assert!(!desk.state.waits());
+}
+
+#[test]
+fn an_own_message_that_a_storm_left_out_is_shown_all_the_same() {
+    let mut desk = Desk::online(&[], vec![]);
+    desk.history(HOME, Range::Newest(OPENING_PAGE), vec![message(HOME, 3, 2, "old")]);
+    let busy = v1::GearChanged { conversation_id: HOME.into(), epoch: 1, gear: 2, from_seq: 4 };
+    desk.state.handle_push(desk.now, Push::GearChanged(busy));
+    desk.asks();
+    desk.lines();
+    desk.say(HOME, "hello\x07");
+    let ask = desk.asks().pop().unwrap();
+    let slow = v1::Error { code: Code::SlowDown.into(), text: "slow mode".into(), retry_after_ms: 2000 };
+    desk.state.handle_answer(desk.now, ask.clone(), Answer::Refused(slow));
+    assert_eq!(desk.lines(), ["* slow mode; sent again in 2.0 s: hello\\u{7}"]);
+    desk.now += Duration::from_secs(2);
+    desk.state.handle_tick(desk.now);
+    assert_eq!(desk.asks(), std::slice::from_ref(&ask), "by itself");
+    let ack = v1::SendAck { message_id: Bytes::from_static(b"mine"), ..Default::default() };
+    desk.state.handle_answer(desk.now, ask, Answer::Sent(ack));
+    assert_eq!(desk.lines(), [""; 0]);
+    desk.now += OWN_PUSH_TIMEOUT;
+    desk.state.handle_tick(desk.now);
+    assert_eq!(desk.lines(), ["* yours was sent, and left out here with others: hello\\u{7}"]);
+    assert!(desk.state.is_at_rest());
 }
 
 #[test]

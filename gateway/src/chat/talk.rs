@@ -264,9 +264,9 @@ impl Run {
     fn handle_event(&mut self, event: Event) -> Option<Outcome> {
         let (now, state) = (Instant::now(), &mut self.talk.state);
         match event {
-            Event::Online { login, asked, token } => {
+            Event::Online { login, asked, token, chance } => {
                 self.talk.api = self.talk.api.with_token(&token);
-                self.handle_online(now, login, &asked);
+                self.handle_online(now, login, &asked, chance);
             }
             Event::Answer(ask, answer) => state.handle_answer(now, ask, answer),
             Event::Push(push) => state.handle_push(now, push),
@@ -287,7 +287,7 @@ impl Run {
         None
     }
 
-    fn handle_online(&mut self, now: Instant, login: v1::LoginReply, asked: &[v1::SyncFrom]) {
+    fn handle_online(&mut self, now: Instant, login: v1::LoginReply, asked: &[v1::SyncFrom], chance: u32) {
         let again = std::mem::replace(&mut self.met, true);
         self.online = true;
         (self.told_lost, self.told_long) = (false, false);
@@ -295,7 +295,7 @@ impl Run {
         let what = if again { "connected again" } else { "connected" };
         let gateway = escape(&login.gateway_id);
         self.talk.state.notice(vec![format!("{what} to {gateway} as ").into(), Part::User(login.user_id)]);
-        self.talk.state.handle_login(now, login, asked);
+        self.talk.state.handle_login(now, login, asked, chance);
     }
 
     /// True to leave.

@@ -44,6 +44,8 @@ pub enum Event {
         asked: Vec<v1::SyncFrom>,
         /// The token it was done with; a new one if the last was no longer valid.
         token: String,
+        /// Drawn for this connection: when it pulls, so that not everybody does at once.
+        chance: u32,
     },
     /// The reply to an ask.
     Answer(Ask, Answer),
@@ -149,8 +151,11 @@ fn with_chance(backoff: Duration) -> Duration {
 
 /// A random part of it.
 fn up_to(most: Duration) -> Duration {
-    let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-    most.mul_f64(f64::from(chance) / f64::from(u32::MAX))
+    most.mul_f64(f64::from(chance()) / f64::from(u32::MAX))
+}
+
+fn chance() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX / 2)
 }
 
 /// One connection from its opening to its end.
@@ -164,7 +169,8 @@ async fn converse(link: &Link, asks: &mut mpsc::Receiver<Ask>, events: &mpsc::Se
     let in_flight_max = login.max_in_flight.max(1) as usize;
     let mut heartbeat = Heartbeat::new(login.heartbeat.unwrap_or_default(), Instant::now().into_std());
     let asked = standing.positions;
-    if events.send(Event::Online { login, asked, token: link.token.clone() }).await.is_err() {
+    let online = Event::Online { login, asked, token: link.token.clone(), chance: chance() };
+    if events.send(online).await.is_err() {
         return End::Unwanted;
     }
     let mut pending = Pending::default();
@@ -312,6 +318,7 @@ fn frame_of(ask: &Ask, correlation: u16) -> Frame {
             Frame::from_message(Kind::History, correlation, &history)
         }
         Ask::Sync(sync) => Frame::from_message(Kind::Sync, correlation, sync),
+        Ask::Pull(pull) => Frame::from_message(Kind::Pull, correlation, pull),
         Ask::Watch(lobbies) => {
             let watch = v1::Watch { watch: lobbies.clone(), unwatch: Vec::new(), background: None };
             Frame::from_message(Kind::Watch, correlation, &watch)
@@ -325,6 +332,9 @@ fn understand(frame: &Frame, pending: &mut Pending) -> Result<Option<Event>, End
     let push = match kind {
         Kind::Close => return Err(closed(frame)),
         Kind::Message => Push::Message(frame.decode()?),
+        Kind::Messages => Push::Messages(frame.decode()?),
+        Kind::NotifyNewMessages => Push::Notice(frame.decode()?),
+        Kind::GearChanged => Push::GearChanged(frame.decode()?),
         Kind::SendRejected => Push::SendRejected(frame.decode()?),
         Kind::ReceiptMoved => Push::ReceiptMoved(frame.decode()?),
         Kind::MembershipChanged => Push::MembershipChanged(frame.decode()?),
@@ -340,6 +350,7 @@ fn understand(frame: &Frame, pending: &mut Pending) -> Result<Option<Event>, End
                 Kind::SendAck => Answer::Sent(frame.decode()?),
                 Kind::HistoryReply => Answer::History(frame.decode()?),
                 Kind::SyncReply => Answer::Synced(frame.decode()?),
+                Kind::PullReply => Answer::Pulled(frame.decode()?),
                 _ => Answer::Done,
             };
             return Ok(Some(Event::Answer(ask, answer)));

@@ -11,6 +11,7 @@ mod layers;
 mod nearest;
 mod reader;
 mod secret;
+mod storm;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use tidegate_core::fairness::rules::SendLimits;
 use tidegate_core::ids::{GatewayId, LobbyName};
 use tidegate_core::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, GATEWAY_ID_BYTES_MAX, IN_FLIGHT_MAX};
 use tidegate_core::services::password::PasswordCost;
+use tidegate_core::storm::StormRules;
 
 pub use cli::CliOverrides;
 pub use error::{ConfigError, Source};
@@ -60,6 +62,8 @@ pub struct Config {
     pub lobbies: Vec<LobbyName>,
     /// How much users may send.
     pub fairness: SendLimits,
+    /// Which conversations change gear, and when.
+    pub storm: StormRules,
     /// Logging.
     pub log: Log,
     /// What is odd but no error; to be logged once logging is up.
@@ -202,6 +206,8 @@ impl Config {
             tcp: read.text("listen.tcp", ADDRESS, |text| text.parse().ok())?,
             http: read.text("listen.http", ADDRESS, |text| text.parse().ok())?,
         };
+        let limits = limits(&mut read)?;
+        let storm = storm::rules(&mut read, limits.frame_bytes_max)?;
         Ok(Self {
             backend,
             gateway_id: gateway_id(&mut read, listen.tcp.port())?,
@@ -221,10 +227,11 @@ impl Config {
                 pool_max: read.number("mysql.pool_max", 1..=1024)?,
             },
             heartbeat: heartbeat(&mut read)?,
-            limits: limits(&mut read)?,
+            limits,
             auth: auth(&mut read)?,
             lobbies: lobbies(&mut read)?,
             fairness: fairness::read(&mut read)?,
+            storm,
             log: log(&mut read)?,
             warnings: read.finish(),
         })

@@ -60,19 +60,13 @@ pub(super) struct LooseMessageView {
 
 impl From<v1::Message> for LooseMessageView {
     fn from(message: v1::Message) -> Self {
-        let view = MessageView {
-            seq: message.seq,
-            message_id: message.message_id.iter().map(|byte| format!("{byte:02x}")).collect(),
-            sender_id: message.sender_id,
-            sent_at_ms: message.sent_at_ms,
-            body: BodyView::new(message.content_type(), &message.body),
-        };
+        let view = MessageView::from(&message);
         Self { conversation_id: message.conversation_id, epoch: message.epoch, message: view }
     }
 }
 
 #[derive(Serialize)]
-struct MessageView {
+pub(super) struct MessageView {
     seq: u64,
     message_id: String,
     sender_id: u64,
@@ -97,6 +91,18 @@ impl BodyView {
         match text {
             Some(text) => Self::Text { text: text.to_owned() },
             None => Self::Binary { body_base64: STANDARD.encode(body) },
+        }
+    }
+}
+
+impl From<&v1::Message> for MessageView {
+    fn from(message: &v1::Message) -> Self {
+        Self {
+            seq: message.seq,
+            message_id: message.message_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sender_id: message.sender_id,
+            sent_at_ms: message.sent_at_ms,
+            body: BodyView::new(message.content_type(), &message.body),
         }
     }
 }

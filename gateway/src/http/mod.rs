@@ -13,6 +13,7 @@ mod extract;
 mod health;
 mod password;
 mod problem;
+mod pull;
 mod room;
 mod user;
 mod websocket;
@@ -29,6 +30,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Router, http::header::CONTENT_TYPE};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
+use tidegate_core::ids::{ConversationId, LobbyName};
 use tidegate_core::ports::{Backend, PortError};
 use tidegate_core::services::chat::ChatService;
 use tidegate_core::services::password::PasswordError;
@@ -43,6 +45,7 @@ pub use bounds::Bounds;
 pub use connections::Inspect;
 pub use health::Part;
 pub use password::PasswordPool;
+pub use pull::{GatewayPulls, pull_reply_json};
 pub use websocket::{Busy, HandOff, PATH as WEBSOCKET_PATH, SUBPROTOCOL};
 
 use crate::clock::SystemClock;
@@ -60,7 +63,7 @@ pub enum Life {
 }
 
 /// What the wiring gives.
-pub struct Setup<'a, B> {
+pub struct Setup<'a, B: Backend> {
     /// The chosen backends.
     pub backend: Arc<B>,
     /// The whole configuration.
@@ -73,6 +76,8 @@ pub struct Setup<'a, B> {
     pub hand_off: HandOff,
     /// Who tells of single connections.
     pub inspect: Inspect,
+    /// What pulls are answered with.
+    pub pulls: Arc<GatewayPulls<B>>,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
     /// Where the process is.
@@ -91,6 +96,8 @@ pub struct Api<B: Backend> {
     readiness: health::Readiness,
     hand_off: HandOff,
     inspect: Inspect,
+    pulls: Arc<GatewayPulls<B>>,
+    tokens: pull::Tokens,
     metrics: PrometheusHandle,
     life: watch::Receiver<Life>,
     changes: Arc<Semaphore>,
@@ -139,6 +146,8 @@ impl<B: Backend> Api<B> {
             readiness,
             hand_off: setup.hand_off,
             inspect: setup.inspect,
+            pulls: setup.pulls,
+            tokens: pull::Tokens::default(),
             metrics: setup.metrics,
             life: setup.life,
             changes: Arc::new(Semaphore::new(bounds::CHANGES_MAX)),
@@ -165,7 +174,7 @@ impl<B: Backend> Api<B> {
 fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
     let request_timeout = api.bounds.request_timeout;
     let mut router = Router::new();
-    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 19] = [
+    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 20] = [
         ("/", get(welcome)),
         ("/livez", get(health::live)),
         ("/readyz", get(health::ready)),
@@ -185,6 +194,7 @@ fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         ("/api/v1/rooms/{id}/members", get(room::members)),
         ("/api/v1/conversations/private", post(chat::open_private)),
         ("/api/v1/chat/history", get(chat::history)),
+        ("/api/v1/chat/pull/lobby", get(pull::pull)),
     ];
     for (path, methods) in routes {
         router =
@@ -219,6 +229,18 @@ async fn show_settings<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<serde
     Json(api.settings.clone())
 }
 
+/// What clients need to know of how a lobby behaves in a storm.
+fn storm(config: &Config, lobby: LobbyName) -> serde_json::Value {
+    let rule = config.storm.of(&ConversationId::Lobby(lobby));
+    let gears = [("merged", rule.gears.merged), ("signal", rule.gears.signal)];
+    let gears = gears.into_iter().filter(|(_, allowed)| *allowed).map(|(name, _)| name);
+    json!({
+        "gears": std::iter::once("direct").chain(gears).collect::<Vec<_>>(),
+        "spread_ms": u64::try_from(rule.spread.as_millis()).unwrap_or(u64::MAX),
+        "watcher_bytes_per_s": rule.watcher_bytes_per_s,
+    })
+}
+
 fn settings(config: &Config, tcp: SocketAddr) -> serde_json::Value {
     let heartbeat = config.heartbeat;
     json!({
@@ -232,6 +254,8 @@ fn settings(config: &Config, tcp: SocketAddr) -> serde_json::Value {
         "max_body_bytes": config.limits.body_bytes_max,
         "max_in_flight": config.limits.in_flight_max,
         "lobbies": config.lobbies.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "storms": config.lobbies.iter().map(|name| (name.as_str().to_owned(), storm(config, *name)))
+            .collect::<serde_json::Map<_, _>>(),
         "tcp_port": tcp.port(),
         "websocket_path": WEBSOCKET_PATH,
         "websocket_subprotocol": SUBPROTOCOL,

@@ -123,6 +123,7 @@ pub(super) async fn logout<B: Backend>(
     Token(token): Token,
 ) -> Result<StatusCode, Problem> {
     api.users.logout(&token).await?;
+    api.tokens.forget(&token);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -36,6 +36,17 @@ impl Keys {
         self.key("seq:kept:", conversation)
     }
 
+    /// `lobby:cache:{conversation_id}`: list of encoded `tidegate.v1.Message`, oldest first, without a gap: the newest of a
+    /// room or lobby in signal gear; bounded, and gone soon after.
+    pub(super) fn cache(&self, conversation: &ConversationId) -> Key {
+        self.key("lobby:cache:", conversation)
+    }
+
+    /// `lobby:lots:{conversation_id}`: text, which messages those are and when they came; see `cache.lua`. Ours alone.
+    pub(super) fn cache_lots(&self, conversation: &ConversationId) -> Key {
+        self.key("lobby:lots:", conversation)
+    }
+
     /// `user:status:{user_id}`: hash, `gatewayId` and places; expires unless renewed. See `change_presence.lua`.
     pub(super) fn status(&self, user: UserId) -> Key {
         self.key("user:status:", &user.0)

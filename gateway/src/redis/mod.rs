@@ -15,6 +15,7 @@ mod link;
 mod presence;
 mod scripts;
 mod sequences;
+mod settling;
 mod tokens;
 mod unread;
 
@@ -22,10 +23,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
-    Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant,
-    SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
+    PresenceOutcome, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
 pub use self::config::RedisConfig;
@@ -85,8 +86,18 @@ impl HotStore for RedisHotStore {
         self.writing.learn("sequence", self.give(runs).await)
     }
 
-    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.writing.learn("settle", self.keep(ends).await)
+    async fn settle(&self, ends: &[(ConversationId, End)], cached: &[CacheRun]) -> PortResult<()> {
+        self.writing.learn("settle", self.keep(ends, cached).await)
+    }
+
+    async fn cached(
+        &self,
+        conversation: ConversationId,
+        after: Option<Place>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> PortResult<CacheSlice> {
+        self.slice(conversation, after, messages_max, bytes_max).await
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {

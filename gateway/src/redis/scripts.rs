@@ -13,6 +13,8 @@ pub(super) struct Scripts {
     pub(super) settle: Script,
     /// `spend.lua`. An exception: its repetition adds costs again, so only calls without costs are repeated.
     pub(super) spend: Script,
+    /// `read_cache.lua`.
+    pub(super) read_cache: Script,
     /// `file.lua`.
     pub(super) file: Script,
     /// `take_summary.lua`. An exception: its repetition finds the inbox empty.
@@ -38,6 +40,13 @@ macro_rules! unread_script {
     };
 }
 
+/// A script that knows lobby caches, likewise.
+macro_rules! cache_script {
+    ($file:literal) => {
+        Script::from_lua(concat!(include_str!("scripts/cache.lua"), include_str!($file)))
+    };
+}
+
 /// A script that knows which gateways live, likewise.
 macro_rules! beats_script {
     ($file:literal) => {
@@ -49,8 +58,9 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             sequence: Script::from_lua(include_str!("scripts/sequence.lua")),
-            settle: Script::from_lua(include_str!("scripts/settle.lua")),
             spend: Script::from_lua(include_str!("scripts/spend.lua")),
+            settle: cache_script!("scripts/settle.lua"),
+            read_cache: cache_script!("scripts/read_cache.lua"),
             file: unread_script!("scripts/file.lua"),
             take_summary: unread_script!("scripts/take_summary.lua"),
             seed_unread: unread_script!("scripts/seed_unread.lua"),

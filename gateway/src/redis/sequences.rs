@@ -1,11 +1,11 @@
-//! Sequences: what `sequence.lua` and `settle.lua` take and return.
+//! Sequences: what `sequence.lua` takes and returns.
 //!
-//! Runs and ends of the port come in, one grant per run goes out; in between they are packed, so that a batch is one
+//! Runs of the port come in, one grant per run goes out; in between they are packed, so that a batch is one
 //! argument and, mostly, one integer per conversation.
 
 use bytes::Bytes;
 use fred::types::Value;
-use tidegate_core::ids::{ConversationId, Epoch, Seq};
+use tidegate_core::ids::{Epoch, Seq};
 use tidegate_core::ports::{End, PortResult, SequenceGrant, SequenceRun};
 
 use super::{RedisHotStore, unexpected};
@@ -26,17 +26,10 @@ impl RedisHotStore {
         let reply = self.link.run(&self.scripts.sequence, counters.chain(kept).collect(), args).await?;
         read_grants(runs.len(), &reply).ok_or_else(|| unexpected("sequence"))
     }
-
-    pub(super) async fn keep(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        let mut packed = Vec::with_capacity(ends.len() * 12);
-        ends.iter().for_each(|(_, end)| pack(&mut packed, *end));
-        let keys = ends.iter().map(|(conversation, _)| self.keys.kept(conversation)).collect();
-        self.link.run(&self.scripts.settle, keys, vec![Value::Bytes(Bytes::from(packed))]).await?;
-        Ok(())
-    }
 }
 
-fn pack(packed: &mut Vec<u8>, end: End) {
+/// As the scripts read an end: epoch (u32), sequence (i64), big-endian.
+pub(super) fn pack(packed: &mut Vec<u8>, end: End) {
     packed.extend_from_slice(&end.epoch.0.to_be_bytes());
     packed.extend_from_slice(&i64::try_from(end.last.0).unwrap_or(i64::MAX).to_be_bytes());
 }

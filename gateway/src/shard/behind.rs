@@ -7,7 +7,7 @@
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use smallvec::SmallVec;
-use tidegate_core::ids::{ConversationId, Epoch, Place, Seq};
+use tidegate_core::ids::{ConversationId, Epoch, Seq, Span};
 use tidegate_proto::{Kind, frame, v1};
 
 /// See the module.
@@ -34,20 +34,21 @@ impl Behind {
     }
 
     /// A push of the conversation was not queued.
-    pub fn skip(&mut self, conversation: ConversationId, place: Option<Place>) {
+    pub fn skip(&mut self, conversation: ConversationId, span: Option<Span>) {
         self.skipped += 1;
         let at = self.gaps.iter().position(|(behind, _)| *behind == conversation).unwrap_or_else(|| {
             self.gaps.push((conversation, Gap::default()));
             self.gaps.len() - 1
         });
         let gap = &mut self.gaps[at].1;
-        let Some(Place { epoch, seq }) = place else { return };
+        let Some(Span { epoch, first, last }) = span else { return };
+        let after = Seq(first.0.saturating_sub(1));
         // The pushes of a conversation come in ascending order; a repetition of an old one changes nothing.
         if gap.last == Seq(0) || epoch > gap.epoch {
-            *gap = Gap { epoch, after: Seq(seq.0.saturating_sub(1)), last: seq };
+            *gap = Gap { epoch, after, last };
         } else if epoch == gap.epoch {
-            gap.after = gap.after.min(Seq(seq.0.saturating_sub(1)));
-            gap.last = gap.last.max(seq);
+            gap.after = gap.after.min(after);
+            gap.last = gap.last.max(last);
         }
     }
 
@@ -94,10 +95,10 @@ pub fn in_any_conversation(connections: usize) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_core::ids::RoomId;
+    use tidegate_core::ids::{Place, RoomId};
 
-    fn place(epoch: u32, seq: u64) -> Option<Place> {
-        Some(Place { epoch: Epoch(epoch), seq: Seq(seq) })
+    fn place(epoch: u32, seq: u64) -> Option<Span> {
+        Some(Place { epoch: Epoch(epoch), seq: Seq(seq) }.into())
     }
 
     fn told(behind: &Behind) -> Vec<(String, u32, u64, u64)> {

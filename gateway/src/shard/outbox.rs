@@ -15,12 +15,25 @@ const SLICES_MAX: usize = 64;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frames: VecDeque<Bytes>,
+    pieces: VecDeque<Piece>,
     pending_bytes: usize,
     /// The first frame is partly sent: it must be finished before anything else.
     is_front_begun: bool,
     /// Pushes that wait for the reply to a login, which they must not precede.
     held: Option<Box<Held>>,
+}
+
+/// A whole frame, or a part of one: a head of its own before a payload that many share.
+#[derive(Debug)]
+struct Piece {
+    bytes: Bytes,
+    ends_frame: bool,
+}
+
+impl Piece {
+    fn whole(bytes: Bytes) -> Self {
+        Self { bytes, ends_frame: true }
+    }
 }
 
 /// Apart, because few connections are in the middle of a login.
@@ -52,7 +65,23 @@ impl Outbox {
             return Err(OutboxFull);
         }
         self.pending_bytes += frame.len();
-        self.frames.push_back(frame);
+        self.pieces.push_back(Piece::whole(frame));
+        Ok(())
+    }
+
+    /// Adds a frame in two pieces, so that what many share is not copied.
+    ///
+    /// # Errors
+    /// As for [`Outbox::enqueue`].
+    pub fn enqueue_shared(&mut self, head: Bytes, payload: Bytes, bytes_max: usize) -> Result<(), OutboxFull> {
+        if self.pending_bytes + head.len() + payload.len() > bytes_max {
+            return Err(OutboxFull);
+        }
+        self.pending_bytes += head.len() + payload.len();
+        self.pieces.push_back(Piece { bytes: head, ends_frame: payload.is_empty() });
+        if !payload.is_empty() {
+            self.pieces.push_back(Piece::whole(payload));
+        }
         Ok(())
     }
 
@@ -72,8 +101,8 @@ impl Outbox {
     /// Adds the login's reply, which has room whatever is pending, and behind it what was held back.
     pub fn release(&mut self, reply: Bytes) {
         self.pending_bytes += reply.len();
-        self.frames.push_back(reply);
-        self.frames.extend(self.held.take().into_iter().flat_map(|held| held.frames));
+        self.pieces.push_back(Piece::whole(reply));
+        self.pieces.extend(self.held.take().into_iter().flat_map(|held| held.frames).map(Piece::whole));
     }
 
     /// The login failed: what was held back is not for whoever logs in next.
@@ -85,9 +114,10 @@ impl Outbox {
     /// Drops what has not begun to leave and makes `last` the end: the stream stays whole, and memory is freed.
     pub fn end_with(&mut self, last: Bytes) {
         self.held = None;
-        self.frames.truncate(usize::from(self.is_front_begun));
-        self.frames.push_back(last);
-        self.pending_bytes = self.frames.iter().map(Bytes::len).sum();
+        let front = self.pieces.iter().position(|piece| piece.ends_frame).map_or(0, |at| at + 1);
+        self.pieces.truncate(if self.is_front_begun { front } else { 0 });
+        self.pieces.push_back(Piece::whole(last));
+        self.pending_bytes = self.pieces.iter().map(|piece| piece.bytes.len()).sum();
     }
 
     /// Whether nothing is pending.
@@ -107,11 +137,11 @@ impl Outbox {
     /// # Errors
     /// The socket's, other than `WouldBlock` and `Interrupted`.
     pub fn flush(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<Flushed> {
-        while !self.frames.is_empty() {
+        while !self.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let count = self.frames.len().min(SLICES_MAX);
-            for (slice, frame) in slices.iter_mut().zip(&self.frames) {
-                *slice = IoSlice::new(frame);
+            let count = self.pieces.len().min(SLICES_MAX);
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(&piece.bytes);
             }
             match write(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -122,21 +152,21 @@ impl Outbox {
             }
         }
         // An idle connection keeps no buffer.
-        self.frames = VecDeque::new();
+        self.pieces = VecDeque::new();
         Ok(Flushed::Empty)
     }
 
     fn advance(&mut self, mut written: usize) {
         self.pending_bytes -= written;
-        while let Some(front) = self.frames.front_mut() {
-            if written < front.len() {
-                front.advance(written);
+        while let Some(front) = self.pieces.front_mut() {
+            if written < front.bytes.len() {
+                front.bytes.advance(written);
                 self.is_front_begun |= written > 0;
                 return;
             }
-            written -= front.len();
-            self.frames.pop_front();
-            self.is_front_begun = false;
+            written -= front.bytes.len();
+            self.is_front_begun = !front.ends_frame;
+            self.pieces.pop_front();
         }
     }
 }
@@ -174,7 +204,7 @@ mod tests {
         assert_eq!(take(&mut outbox, 4), ("abcd".into(), Flushed::Blocked));
         assert_eq!(outbox.pending_bytes(), 4);
         assert_eq!(take(&mut outbox, 100), ("efgh".into(), Flushed::Empty));
-        assert_eq!((outbox.pending_bytes(), outbox.frames.capacity()), (0, 0));
+        assert_eq!((outbox.pending_bytes(), outbox.pieces.capacity()), (0, 0));
     }
 
     #[test]
@@ -195,6 +225,28 @@ mod tests {
         take(&mut outbox, 6);
         outbox.end_with(frame("X"));
         assert_eq!((outbox.pending_bytes(), take(&mut outbox, 100)), (3, ("ghX".into(), Flushed::Empty)));
+    }
+
+    #[test]
+    fn an_end_keeps_a_frame_of_two_pieces_whole() {
+        for (sent, expected) in [(0, "X"), (1, "BCDpayloadX"), (4, "payloadX"), (6, "yloadX"), (11, "X")] {
+            let mut outbox = Outbox::default();
+            outbox.enqueue_shared(frame("ABCD"), frame("payload"), 100).expect("room");
+            outbox.enqueue(frame("efgh"), 100).expect("room");
+            take(&mut outbox, sent);
+            outbox.end_with(frame("X"));
+            assert_eq!(
+                (outbox.pending_bytes(), take(&mut outbox, 100).0.as_str()),
+                (expected.len(), expected),
+                "{sent}"
+            );
+        }
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.enqueue_shared(frame("ABCD"), frame("payload"), 10), Err(OutboxFull));
+        outbox.enqueue_shared(frame("ABCD"), Bytes::new(), 10).expect("room");
+        take(&mut outbox, 4);
+        outbox.end_with(frame("X"));
+        assert_eq!(take(&mut outbox, 100).0, "X");
     }
 
     #[test]

@@ -1,21 +1,29 @@
 //! What a shard owns, and what happens in a turn.
 //!
 //! Here: connections come and go, what a session's actions lead to, the turn's end and the second's tick. In
-//! [`reading`]: bytes to sessions; in [`inputs`]: the mailbox; in [`ending`]: how connections end.
+//! [`reading`]: bytes to sessions; in [`inputs`]: the mailbox; in [`pulling`]: pulls; in [`background`]: who is only told how
+//! many; in [`ending`]: how connections end.
 
+mod background;
 mod ending;
 mod inputs;
+mod pulling;
 mod reading;
 
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use tidegate_core::delivery::{Accepting, ConnectionKey, Settled, ShardId};
+use tidegate_core::ids::ConversationId;
+use tidegate_core::meter;
 use tidegate_core::ports::PresenceChange;
 use tidegate_core::session::{Actions, Departed, Interest, SessionContext};
+use tidegate_core::storm::Tail;
 use tidegate_proto::v1::{CloseCode, Code};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
@@ -40,6 +48,8 @@ pub struct State {
     connections: Slab<Connection>,
     generation: u32,
     index: Index,
+    /// What pulls of conversations in signal gear are answered with.
+    tails: FxHashMap<ConversationId, Arc<Tail>>,
     wheel: Wheel<(Slot, u32)>,
     read_buffer: BytesMut,
     actions: Actions,
@@ -56,6 +66,8 @@ pub struct State {
     has_missed_pushes: bool,
     /// Connections that are behind in a conversation.
     behind_connections: usize,
+    /// Connections in the background whose counts are still to be told, and their generations.
+    uncounted: VecDeque<(Slot, u32)>,
     /// The read in progress brought a whole frame, or a WebSocket ping or pong.
     was_heard: bool,
     counts: Counts,
@@ -68,6 +80,7 @@ struct Counts {
     frames: u64,
     written_frames: u64,
     skipped_frames: u64,
+    pulls: u64,
 }
 
 impl State {
@@ -80,6 +93,7 @@ impl State {
             connections: Slab::new(),
             generation: 0,
             index: Index::default(),
+            tails: FxHashMap::default(),
             wheel: Wheel::default(),
             read_buffer: BytesMut::new(),
             actions: Actions::default(),
@@ -92,6 +106,7 @@ impl State {
             renew_from: None,
             has_missed_pushes: false,
             behind_connections: 0,
+            uncounted: VecDeque::new(),
             was_heard: false,
             counts: Counts::default(),
         }
@@ -211,6 +226,9 @@ impl State {
     /// Carries out and empties `self.actions`, which came of the connection in `slot`.
     fn apply_actions(&mut self, slot: Slot) {
         self.accepted.append(&mut self.actions.accepted);
+        while let Some((ticket, pull)) = self.actions.pulls.pop_front() {
+            self.pull(slot, ticket, pull);
+        }
         if !self.actions.requests.is_empty() {
             self.links.requests.offer(&mut self.actions.requests);
             while let Some(request) = self.actions.requests.pop_front() {
@@ -228,6 +246,9 @@ impl State {
         {
             self.tell_presence(PresenceChange::Renewed(hold));
         }
+        if let Some(ground) = self.actions.ground.take() {
+            self.change_ground(slot, ground);
+        }
         if !self.actions.replies.is_empty() {
             let replies = self.actions.replies.split();
             let bytes = self.connections[slot as usize].wrap(replies);
@@ -241,8 +262,16 @@ impl State {
     fn apply_interests(&mut self, slot: Slot, interests: &mut Vec<Interest>) {
         for interest in interests.drain(..) {
             match interest {
-                Interest::Begins(conversation) => self.index.begin(conversation, slot),
-                Interest::Ends(conversation) => self.index.end(conversation, slot),
+                Interest::Begins(conversation) => {
+                    self.index.begin(conversation, slot);
+                    self.links.routes.watch(conversation, self.id);
+                }
+                Interest::Ends(conversation) => {
+                    self.links.routes.unwatch(conversation, self.id);
+                    if self.index.end(conversation, slot) == Edge::Yes {
+                        self.tails.remove(&conversation);
+                    }
+                }
             }
         }
     }
@@ -383,6 +412,7 @@ impl State {
         if std::mem::take(&mut self.has_missed_pushes) {
             self.tell_everybody_missed();
         }
+        self.tell_counts();
         self.renew_presence();
         self.report();
     }
@@ -396,6 +426,7 @@ impl State {
         metrics::counter!(telemetry::SHARD_READ_FRAMES, "shard" => shard.clone()).increment(counts.frames);
         metrics::gauge!(telemetry::SHARD_BEHIND, "shard" => shard.clone()).set(self.behind_connections as f64);
         metrics::counter!(telemetry::SHARD_WRITTEN_FRAMES, "shard" => shard.clone()).increment(counts.written_frames);
+        metrics::counter!(meter::PULL_ANSWERS, "from" => "shard").increment(counts.pulls);
         metrics::counter!(telemetry::SHARD_SKIPPED_FRAMES, "shard" => shard).increment(counts.skipped_frames);
     }
 }

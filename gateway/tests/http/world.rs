@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
+use tidegate::app;
 use tidegate::clock::SystemClock;
 use tidegate::config::{CliOverrides, Config};
 use tidegate::http::{self, Bounds, Busy, HandOff, Life, Part, Setup};
+use tidegate::shard::mailboxes::ShardMailboxes;
 use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
-use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, SessionId, UserId};
+use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
-    Backend, Beat, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange, PresenceOutcome, PushQueue,
-    PushTarget, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
+    PresenceOutcome, PushQueue, PushTarget, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -123,7 +125,8 @@ impl MoodyHotStore {
 impl HotStore for MoodyHotStore {
     while_up! {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
-        settle(ends: &[(ConversationId, End)]) -> ();
+        settle(ends: &[(ConversationId, End)], cached: &[CacheRun]) -> ();
+        cached(conversation: ConversationId, after: Option<Place>, messages_max: usize, bytes_max: usize) -> CacheSlice;
         presence(users: &[UserId]) -> Vec<Presence>;
         change_presence(changes: &[PresenceChange]) -> Vec<PresenceOutcome>;
         resume(user: UserId, device: &str, session: SessionId) -> Option<Vec<LobbyName>>;
@@ -210,6 +213,8 @@ impl World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let served_backend = Arc::clone(&backend);
         let served = runtime.spawn(async move {
+            let (routes, rules) = (Arc::default(), Arc::new(config.storm.clone()));
+            let pulls = Arc::new(app::pulls(&config, &served_backend, ShardMailboxes::new(1), routes, rules));
             let setup = Setup {
                 parts: Part::of_backend(&served_backend),
                 backend: served_backend,
@@ -217,6 +222,7 @@ impl World {
                 tcp_address: "127.0.0.1:7400".parse().unwrap(),
                 hand_off,
                 inspect: Arc::new(|_| Box::pin(std::future::ready(Vec::new()))),
+                pulls,
                 metrics: recorder(),
                 life: life_seen,
                 bounds,

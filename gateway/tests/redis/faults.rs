@@ -64,7 +64,7 @@ async fn assert_unavailable(store: &RedisHotStore) {
 async fn assert_recovers(store: &RedisHotStore) {
     eventually("Redis answers again", RECOVERY, || async {
         // Engines repeat what failed, and only its success ends the doubt.
-        let repeated = (store.sequence(&[]).await, store.settle(&[]).await, store.file(&[]).await);
+        let repeated = (store.sequence(&[]).await, store.settle(&[], &[]).await, store.file(&[]).await);
         matches!(repeated, (Ok(_), Ok(()), Ok(()))) && store.ping().await.is_ok()
     })
     .await;
@@ -136,7 +136,7 @@ async fn a_killed_redis_is_unavailable_and_its_successor_believes_the_archive() 
     }
     let mut server = Server::start("hunter2").await;
     let store = connect(server.url()).await.expect("it runs");
-    store.settle(&[(ROOM, at(3))]).await.expect("it runs");
+    store.settle(&[(ROOM, at(3))], &[]).await.expect("it runs");
     server.kill();
     assert_unavailable(&store).await;
     assert_unavailable(&store).await;
@@ -191,7 +191,7 @@ async fn forgetting_scripts_or_everything_is_noticed_by_nobody() {
     let (store, raw) = (connect(server.url()).await.expect("it runs"), raw_client(&server.url()).await);
     assert_eq!(give(&store, 0).await, given(1));
     raw.script_flush(false).await.expect("it runs");
-    store.settle(&[(ROOM, at(5))]).await.expect("it runs");
+    store.settle(&[(ROOM, at(5))], &[]).await.expect("it runs");
     assert_eq!(give(&store, 5).await, given(6));
     raw.flushall::<()>(false).await.expect("it runs");
     assert_eq!(give(&store, 5).await, given(6));

@@ -9,7 +9,9 @@ use fred::types::Expiration;
 use tidegate::redis::RedisHotStore;
 use tidegate_core::contract::hot_store::presence_cases::{gone, here, renewed};
 use tidegate_core::ids::{ConversationId, Epoch, RoomId, Seq, UserId};
-use tidegate_core::ports::{End, Filing, HotStore, SequenceGrant, SequenceRun, TokenState, UnreadCount};
+use tidegate_core::ports::{
+    CacheRun, CacheSlice, End, Filing, HotStore, SequenceGrant, SequenceRun, TokenState, UnreadCount,
+};
 
 use super::{Fixture, eventually};
 
@@ -20,6 +22,21 @@ fn run(last: u64, count: u32) -> SequenceRun {
     SequenceRun { conversation: ROOM, end: End { epoch: Epoch(5), last: Seq(last) }, count }
 }
 
+fn cached_message(seq: u64) -> Bytes {
+    Bytes::from(format!("message {seq:03}"))
+}
+
+fn cache_run(seqs: std::ops::RangeInclusive<u64>) -> CacheRun {
+    CacheRun {
+        conversation: ROOM,
+        epoch: Epoch(5),
+        messages: seqs.map(|seq| (Seq(seq), cached_message(seq))).collect(),
+        messages_max: 1000,
+        bytes_max: 1 << 20,
+        keep_for: Duration::from_secs(30),
+    }
+}
+
 #[tokio::test]
 async fn a_counter_is_the_last_sequence_in_plain_text() {
     let Some(fixture) = Fixture::new().await else { return };
@@ -28,7 +45,7 @@ async fn a_counter_is_the_last_sequence_in_plain_text() {
     store.sequence(&[run(7, 2)]).await.expect("Redis answers");
     assert_eq!(text("seq:conv:r_5").await.as_deref(), Some("9"));
     assert_eq!(text("seq:kept:r_5").await.as_deref(), Some("5 7"));
-    store.settle(&[(ROOM, End { epoch: Epoch(5), last: Seq(9) })]).await.expect("Redis answers");
+    store.settle(&[(ROOM, End { epoch: Epoch(5), last: Seq(9) })], &[]).await.expect("Redis answers");
     assert_eq!(text("seq:kept:r_5").await.as_deref(), Some("5 9"));
     store.sequence(&[run(8, 30)]).await.expect("Redis answers");
     assert_eq!(text("seq:conv:r_5").await.as_deref(), Some("9"), "nothing was given");
@@ -44,6 +61,67 @@ async fn a_counter_that_others_changed_or_deleted_changes_nothing() {
     }
     fixture.raw.set::<(), _, _>(fixture.key("seq:kept:r_5"), "nonsense", None, None, false).await.expect("set");
     assert_eq!(store.sequence(&[run(9, 2)]).await, Ok(vec![SequenceGrant::Given(Seq(10))]));
+}
+
+#[tokio::test]
+async fn a_lobby_cache_is_a_list_of_messages() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let list =
+        async || -> Vec<Bytes> { fixture.raw.lrange(fixture.key("lobby:cache:r_5"), 0, -1).await.expect("a list") };
+    store.settle(&[], &[cache_run(1..=2)]).await.expect("Redis answers");
+    store.settle(&[], &[cache_run(2..=4)]).await.expect("Redis answers");
+    assert_eq!(list().await, (1..=4).map(cached_message).collect::<Vec<_>>());
+    for key in ["lobby:cache:r_5", "lobby:lots:r_5"] {
+        let ttl_s: i64 = fixture.raw.ttl(fixture.key(key)).await.expect("a key");
+        assert!((25..=30).contains(&ttl_s), "{key} lives {ttl_s} s");
+    }
+    // Bounds hold in the list too, also where the messages that came together are older than the rest.
+    let bounded = CacheRun { messages_max: 3, ..cache_run(5..=6) };
+    store.settle(&[], &[bounded]).await.expect("Redis answers");
+    assert_eq!(list().await, (5..=6).map(cached_message).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_lobby_cache_that_others_changed_or_deleted_begins_anew() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let (list, lots) = (fixture.key("lobby:cache:r_5"), fixture.key("lobby:lots:r_5"));
+    let held = async || store.cached(ROOM, None, 100, 100_000).await.expect("Redis answers");
+    let mut next = 1;
+    for change in ["shortened", "lengthened", "deleted", "forgotten", "spoilt"] {
+        store.settle(&[], &[cache_run(next..=next + 5)]).await.expect("Redis answers");
+        assert_eq!(held().await.messages.last(), Some(&cached_message(next + 5)));
+        match change {
+            "shortened" => fixture.raw.ltrim::<(), _>(&list, 0, -2).await,
+            "lengthened" => fixture.raw.rpush::<(), _, _>(&list, "foreign").await,
+            "deleted" => fixture.raw.del::<(), _>(&list).await,
+            "forgotten" => fixture.raw.del::<(), _>(&lots).await,
+            _ => fixture.raw.set::<(), _, _>(&lots, "nonsense, and a bit more of it", None, None, false).await,
+        }
+        .expect("Redis answers");
+        assert_eq!(held().await, CacheSlice::default(), "{change}");
+        store.settle(&[], &[cache_run(next..=next + 7)]).await.expect("Redis answers");
+        let after = held().await;
+        let messages: Vec<_> = (after.first.0..=next + 7).map(cached_message).collect();
+        assert_eq!((after.messages, after.first >= Seq(next)), (messages, true), "{change}");
+        next += 8;
+    }
+}
+
+#[tokio::test]
+async fn a_cache_with_many_additions_stays_cheap_to_add_to() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    for seq in 1..=3000 {
+        let run = CacheRun { messages_max: 2000, bytes_max: 1 << 20, ..cache_run(seq..=seq) };
+        store.settle(&[], &[run]).await.expect("Redis answers");
+    }
+    let held = store.cached(ROOM, None, 3000, 1 << 20).await.expect("Redis answers");
+    assert!((1875..=2000).contains(&held.messages.len()), "a sixteenth leaves at once: {}", held.messages.len());
+    assert_eq!(held.messages.last(), Some(&cached_message(3000)));
+    let lots: i64 = fixture.raw.strlen(fixture.key("lobby:lots:r_5")).await.expect("a string");
+    assert!(lots <= 24 + 200 * 16, "what is kept beside the messages takes {lots} bytes");
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// A running gateway over backends of type `B`.
 pub struct World<B: Backend> {
     pub backend: Arc<B>,
-    pub gateway: Gateway,
+    pub gateway: Gateway<B>,
     pub address: std::net::SocketAddr,
     pub config: Config,
     _dir: TempDir,

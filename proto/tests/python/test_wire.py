@@ -31,6 +31,14 @@ def earlier():
     return hello(message_id=OTHER_MESSAGE_ID, sender_id=42, seq=2, sent_at_ms=1767225590000)
 
 
+def in_lobby(seq: int, message_id: bytes):
+    return hello(conversation_id="lobby_main", seq=seq, message_id=message_id)
+
+
+def pull_reply(**values):
+    return WIRE.PullReply(conversation_id="lobby_main", epoch=1, **values)
+
+
 # File name: what it holds, in order; ("opening", version) or (kind, correlation, message).
 CASES = {
     "opening": [("opening", 1)],
@@ -58,6 +66,7 @@ CASES = {
                             messages=[earlier(), hello()], read_seq=1, unread=1),
                 WIRE.Synced(conversation_id="lobby_main", epoch=1, last_seq=70000, outcome=WIRE.SYNC_OUTCOME_RELOAD),
                 WIRE.Synced(conversation_id="r_7", outcome=WIRE.SYNC_OUTCOME_NOT_MEMBER)]))],
+    "login_background": [("LOGIN", 1, WIRE.Login(token=TOKEN, device_id="phone-1", watch=["lobby_main"], background=True))],
     "ping": [("PING", 2, WIRE.Ping())],
     "pong": [("PONG", 2, WIRE.Pong(server_time_ms=1767225600100))],
     "send": [("SEND", 3, WIRE.Send(
@@ -79,6 +88,9 @@ CASES = {
                     WIRE.Watermark(user_id=42, delivered_seq=3, read_seq=2)]))],
     "watch": [("WATCH", 6, WIRE.Watch(watch=["lobby_main"], unwatch=["lobby_eu-west"]))],
     "watch_reply": [("WATCH_REPLY", 6, WIRE.WatchReply(watching=["lobby_main"]))],
+    "watch_background": [("WATCH", 9, WIRE.Watch(background=True))],
+    "watch_foreground": [("WATCH", 10, WIRE.Watch(background=False))],
+    "watch_reply_background": [("WATCH_REPLY", 9, WIRE.WatchReply(watching=["lobby_main"], background=True))],
     "sync": [("SYNC", 7, WIRE.Sync(positions=[
         WIRE.SyncFrom(conversation_id="r_8"), WIRE.SyncFrom(conversation_id="p_17_42", epoch=1, seq=3)]))],
     "sync_reply": [("SYNC_REPLY", 7, WIRE.SyncReply(synced=[
@@ -89,6 +101,15 @@ CASES = {
     "sync_reply_others": [("SYNC_REPLY", 8, WIRE.SyncReply(
         synced=[WIRE.Synced(conversation_id="p_17_42", epoch=1, last_seq=3, read_seq=1, unread=1)],
         others=[WIRE.Position(conversation_id="p_5_17", epoch=1, last_seq=2, unread=2)]))],
+    "pull": [("PULL", 11, WIRE.Pull(conversation_id="lobby_main", epoch=1, after_seq=70000))],
+    "pull_newest": [("PULL", 12, WIRE.Pull(conversation_id="lobby_main"))],
+    "pull_reply": [("PULL_REPLY", 11, pull_reply(
+        from_seq=70320, to_seq=70321, latest_seq=70321, gap=True,
+        messages=[in_lobby(70320, OTHER_MESSAGE_ID), in_lobby(70321, MESSAGE_ID)]))],
+    "pull_fill": [("PULL", 13, WIRE.Pull(conversation_id="lobby_main", epoch=1, after_seq=70000, before_seq=70320))],
+    "pull_reply_fill": [("PULL_REPLY", 13, pull_reply(
+        from_seq=70001, to_seq=70001, latest_seq=70400, more=True, messages=[in_lobby(70001, MESSAGE_ID)]))],
+    "pull_reply_nothing": [("PULL_REPLY", 12, pull_reply())],
     "error_slow_down": [("ERROR", 7, WIRE.Error(code=WIRE.CODE_SLOW_DOWN, text="slow down", retry_after_ms=1500))],
     "error_unknown_kind": [("ERROR", 8, WIRE.Error(code=WIRE.CODE_UNKNOWN_KIND, text="no such command"))],
     "error_token_expired_then_close": [
@@ -103,6 +124,19 @@ CASES = {
         conversation_id="r_7", user_id=42, joined=True))],
     "behind": [("BEHIND", 0, WIRE.Behind(conversation_id="lobby_main", epoch=1, after_seq=70000, last_seq=70321))],
     "behind_everywhere": [("BEHIND", 0, WIRE.Behind(spread_ms=5000))],
+    "message_system": [("MESSAGE", 0, WIRE.Message(
+        conversation_id="lobby_main", seq=70310, epoch=1, message_id=MESSAGE_ID, sent_at_ms=1767225600250,
+        body=b"back in an hour"))],
+    "messages": [("MESSAGES", 0, WIRE.Messages(
+        messages=[in_lobby(70299, OTHER_MESSAGE_ID), in_lobby(70300, MESSAGE_ID)]))],
+    "notify_new_messages": [("NOTIFY_NEW_MESSAGES", 0, WIRE.NotifyNewMessages(
+        conversation_id="lobby_main", epoch=1, latest_seq=70321, spread_ms=1500))],
+    "gear_changed": [("GEAR_CHANGED", 0, WIRE.GearChanged(
+        conversation_id="lobby_main", epoch=1, gear=WIRE.GEAR_SIGNAL, from_seq=70301))],
+    "gear_changed_direct": [("GEAR_CHANGED", 0, WIRE.GearChanged(conversation_id="lobby_main", epoch=1, from_seq=70401))],
+    "counts": [("COUNTS", 0, WIRE.Counts(counts=[
+        WIRE.Count(conversation_id="p_17_42", epoch=1, last_seq=3, new_messages=1),
+        WIRE.Count(conversation_id="lobby_main", epoch=1, last_seq=70321, new_messages=312)]))],
     "close_draining": [("CLOSE", 0, WIRE.Close(
         code=WIRE.CLOSE_CODE_DRAINING, text="this gateway is going away, connect to another"))],
     "close_unsupported_version": [("CLOSE", 0, WIRE.Close(

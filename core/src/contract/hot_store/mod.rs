@@ -6,6 +6,7 @@
 //! fixture isolates its cases from each other (a store or a key prefix of its own).
 
 pub mod allowance_cases;
+pub mod cache_cases;
 pub mod presence_cases;
 pub mod sequence_cases;
 pub mod token_cases;
@@ -50,6 +51,19 @@ macro_rules! hot_store_contract {
             sequence_cases: of_two_engines_the_one_behind_is_told,
             sequence_cases: ends_beyond_32_bits_are_kept,
             sequence_cases: a_large_batch_is_answered_in_one_call,
+            cache_cases: a_cache_grows_without_a_gap,
+            cache_cases: what_a_cache_holds_is_not_added_again,
+            cache_cases: a_gap_begins_a_cache_anew,
+            cache_cases: a_new_epoch_begins_a_cache_anew,
+            cache_cases: a_cache_is_bounded_by_count,
+            cache_cases: a_cache_is_bounded_by_bytes,
+            cache_cases: a_cache_is_bounded_by_age,
+            cache_cases: a_cache_nothing_is_added_to_expires,
+            cache_cases: a_lost_cache_begins_anew,
+            cache_cases: a_slice_begins_behind_a_place,
+            cache_cases: a_slice_is_the_newest_that_fits,
+            cache_cases: ends_and_caches_travel_together,
+            cache_cases: a_large_run_is_added_whole,
             presence_cases: a_user_is_where_its_sessions_are,
             presence_cases: a_device_taken_over_is_not_ended_by_its_former_session,
             presence_cases: a_device_moves_between_gateways,
@@ -137,5 +151,5 @@ async fn ask<const RUNS: usize>(store: &impl HotStore, runs: [SequenceRun; RUNS]
 }
 
 async fn settle<const ENDS: usize>(store: &impl HotStore, ends: [(ConversationId, End); ENDS]) {
-    store.settle(&ends).await.expect("the store answers");
+    store.settle(&ends, &[]).await.expect("the store answers");
 }

@@ -13,7 +13,7 @@ pub async fn sequences_follow_the_archives_end(fixture: &impl HotStoreFixture) {
     let runs = [run(room(1), at(1, 103), 2), run(private(1, 2), at(1, 0), 1), run(room(2), at(7, 40), 1)];
     assert_eq!(ask(&store, runs).await, [given(104), given(1), given(41)]);
     assert_eq!(store.sequence(&[]).await, Ok(vec![]));
-    assert_eq!(store.settle(&[]).await, Ok(()));
+    assert_eq!(store.settle(&[], &[]).await, Ok(()));
 }
 
 /// A call that ended in an error is simply repeated, and so is a batch that was redelivered in other groups.
@@ -115,7 +115,7 @@ pub async fn a_large_batch_is_answered_in_one_call(fixture: &impl HotStoreFixtur
         let expected: Vec<_> = (1..=CONVERSATIONS).map(|n| given(round * n + 1)).collect();
         assert!(grants == expected, "round {round}");
         let ends: Vec<_> = (1..=CONVERSATIONS).map(|n| (private(1, n + 1), at(1, (round + 1) * n))).collect();
-        store.settle(&ends).await.expect("the store answers");
+        store.settle(&ends, &[]).await.expect("the store answers");
     }
     let runs: Vec<_> = (1..=CONVERSATIONS).map(|n| run(private(1, n + 1), at(1, 2 * n), 3)).collect();
     let grants = store.sequence(&runs).await.expect("the store answers");

@@ -1,6 +1,6 @@
 //! The in-process hot store.
 //!
-//! Batches of the [`HotStore`] port come in; counters, presence, inboxes, counts and tokens are kept in this process's
+//! Batches of the [`HotStore`] port come in; counters, caches, presence, inboxes, counts and tokens are kept in this process's
 //! memory and are gone with it, as after the loss of a Redis.
 //!
 //! What must hold: one lock, taken once per call and never across an await; every map is bounded, and what it forgets
@@ -8,6 +8,7 @@
 
 mod aging;
 mod allowances;
+mod cache;
 mod presence;
 mod sequences;
 mod unread;
@@ -21,15 +22,16 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
 use self::allowances::Allowances;
+use self::cache::Caches;
 use self::presence::Places;
 use self::sequences::Sequences;
 use self::unread::Unread;
 use crate::clock::Clock;
-use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Place, Seq, SessionId, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Beat, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun,
-    Spend, Summary, TokenState, UnreadCount,
+    Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome,
+    SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -51,6 +53,7 @@ pub struct EmbeddedHotStore<C> {
 struct State {
     sequences: Sequences,
     allowances: Allowances,
+    caches: Caches,
     places: Places,
     /// Gateways that have beaten since everything was lost.
     known: FxHashSet<GatewayId>,
@@ -68,6 +71,7 @@ impl Default for State {
         Self {
             sequences: Sequences::default(),
             allowances: Allowances::default(),
+            caches: Caches::default(),
             places: Places::default(),
             known: FxHashSet::default(),
             unread: Aging::new(COUNTS_GENERATION_MAX),
@@ -142,9 +146,23 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(self.state().sequences.give(runs))
     }
 
-    async fn settle(&self, ends: &[(ConversationId, End)]) -> PortResult<()> {
-        self.state().sequences.settle(ends);
+    async fn settle(&self, ends: &[(ConversationId, End)], cached: &[CacheRun]) -> PortResult<()> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.sequences.settle(ends);
+        state.caches.add(cached, now);
         Ok(())
+    }
+
+    async fn cached(
+        &self,
+        conversation: ConversationId,
+        after: Option<Place>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> PortResult<CacheSlice> {
+        let now = self.clock.now();
+        Ok(self.state().caches.slice(conversation, after, messages_max, bytes_max, now))
     }
 
     async fn presence(&self, users: &[UserId]) -> PortResult<Vec<Presence>> {

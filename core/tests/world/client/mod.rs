@@ -291,6 +291,21 @@ impl Client {
                 self.rises(&message);
                 self.show(message);
             }
+            Some(Kind::Messages) => {
+                let messages: v1::Messages = frame.decode().unwrap();
+                self.sim.count("merged messages");
+                for message in messages.messages {
+                    self.rises(&message);
+                    self.show(message);
+                }
+            }
+            Some(Kind::NotifyNewMessages) => {
+                let v1::NotifyNewMessages { conversation_id, epoch, latest_seq, spread_ms } = frame.decode().unwrap();
+                self.sim.count("notice");
+                // Sync brings what a pull would.
+                let last_seq = latest_seq;
+                self.behind(&v1::Behind { conversation_id, epoch, last_seq, spread_ms, ..Default::default() });
+            }
             Some(Kind::HistoryReply) => self.history_reply(correlation, frame.decode().unwrap()),
             Some(Kind::SyncReply) => self.sync_reply(correlation, frame),
             Some(Kind::Behind) => self.behind(&frame.decode().unwrap()),

@@ -1,5 +1,6 @@
 //! The state against a model of a server, by chance: pushes that are left out, connections that end with answers still on
-//! their way, replies with room for a part. Whatever happens, what is shown is what was said: each once, in order.
+//! their way, replies with room for a part; in the second test also gears that change, notices that are lost, and pulls that
+//! leave out. Whatever happens, what is shown is what was said: each once, in order, and what is not shown is counted.
 //!
 //! A failing seed is printed; `SEED` in the environment runs that one alone.
 
@@ -9,7 +10,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::chat::ask::Range;
+use crate::chat::conversation::storm::FILL_MAX;
 use crate::chat::line::{Names, Paint};
+use tidegate_proto::v1::Gear;
 
 const ME: u64 = 1;
 const BEN: u64 = 2;
@@ -17,6 +20,13 @@ const HOME: &str = "lobby_main";
 const PLACES: [&str; 4] = [HOME, "r_7", "r_8", "p_1_2"];
 const SEEDS: u64 = 2000;
 const STEPS: u32 = 120;
+
+/// Places that storms come to.
+const OPEN: [&str; 3] = [HOME, "r_7", "r_8"];
+
+/// What a Pull brings of what is newest, and of a hole.
+const PULLED_MAX: u64 = 5;
+const FILLED_MAX: u64 = 7;
 
 /// Far below those of the protocol, so that few messages are many.
 const SYNC_MESSAGES_MAX: usize = 6;
@@ -53,12 +63,35 @@ struct World {
     /// Whose pushes the connection misses, and since which message.
     behind: BTreeMap<&'static str, u64>,
     asked: Vec<Ask>,
-    shown: BTreeMap<String, Vec<String>>,
+    shown: BTreeMap<String, Shown>,
     online: bool,
+    /// How messages travel, where not each by itself, and those that wait to be pushed together.
+    gears: BTreeMap<&'static str, Gear>,
+    merging: BTreeMap<&'static str, Vec<v1::Message>>,
+    has_storms: bool,
+    /// In signal gear so many are said at a time.
+    burst: usize,
+}
+
+/// What the screen has of a place.
+#[derive(Default)]
+struct Shown {
+    /// In the order of the screen.
+    said: Vec<String>,
+    /// Of the lines to come so many fill a hole.
+    filling: usize,
+    /// The last line by which somebody spoke, and the last that filled a hole.
+    last: u64,
+    last_filled: u64,
+    /// Said to be left out, and how many of these came afterwards.
+    left_out: u64,
+    filled: u64,
+    /// Too much was missed to be shown, or to be fetched.
+    gave_up: bool,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, has_storms: bool) -> Self {
         let mut world = Self {
             chance: Chance(seed),
             now: Instant::now(),
@@ -69,7 +102,18 @@ impl World {
             asked: Vec::new(),
             shown: BTreeMap::new(),
             online: false,
+            gears: BTreeMap::new(),
+            merging: BTreeMap::new(),
+            has_storms,
+            burst: 0,
         };
+        if has_storms {
+            world.burst = [10, 80][world.chance.below(2)];
+            for place in OPEN {
+                let gear = [Gear::Direct, Gear::Merged, Gear::Signal][world.chance.below(3)];
+                world.gears.insert(place, gear);
+            }
+        }
         world.log_in();
         // The lobby is followed from its first message on.
         world.answer_one();
@@ -125,9 +169,11 @@ impl World {
             synced,
             ..Default::default()
         };
+        let chance = u32::try_from(self.chance.next() >> 32).unwrap();
         self.behind.clear();
+        self.merging.clear();
         self.online = true;
-        self.state.handle_login(self.now, login, &standing.positions);
+        self.state.handle_login(self.now, login, &standing.positions, chance);
     }
 
     fn lose(&mut self) {
@@ -138,24 +184,117 @@ impl World {
 
     fn say(&mut self) {
         let place = PLACES[self.chance.below(PLACES.len())];
-        let seq = self.stored[place].len() as u64 + 1;
-        let message = v1::Message {
-            conversation_id: place.to_owned(),
-            seq,
-            epoch: 1,
-            sender_id: BEN,
-            body: format!("{seq}").into(),
-            ..Default::default()
-        };
-        self.stored.get_mut(place).unwrap().push(message.clone());
+        let message = self.store(place, BEN);
         if !self.online {
             return;
         }
+        match self.gears.get(place) {
+            Some(Gear::Signal) => return (0..self.chance.below(self.burst)).for_each(|_| drop(self.store(place, BEN))),
+            Some(Gear::Merged) => return self.merging.entry(place).or_default().push(message),
+            _ => {}
+        }
+        let seq = message.seq;
         if self.behind.contains_key(place) || self.chance.one_in(6) {
             self.behind.entry(place).or_insert(seq - 1);
         } else {
             self.state.handle_push(self.now, Push::Message(message));
         }
+    }
+
+    fn store(&mut self, place: &'static str, sender_id: u64) -> v1::Message {
+        let stored = self.stored.get_mut(place).unwrap();
+        let seq = stored.len() as u64 + 1;
+        let body = format!("{seq}").into();
+        let message =
+            v1::Message { conversation_id: place.into(), seq, epoch: 1, sender_id, body, ..Default::default() };
+        stored.push(message.clone());
+        message
+    }
+
+    /// One of the system's: ahead of what waits.
+    fn announce(&mut self) {
+        let place = OPEN[self.chance.below(OPEN.len())];
+        let message = self.store(place, 0);
+        if self.online && !self.behind.contains_key(place) {
+            self.state.handle_push(self.now, Push::Message(message));
+        }
+    }
+
+    /// What waited in merged gear, whole or not at all.
+    fn flush(&mut self, place: &'static str) {
+        let Some(messages) = self.merging.remove(place) else { return };
+        let after = messages[0].seq - 1;
+        if self.behind.contains_key(place) || self.chance.one_in(6) {
+            self.behind.entry(place).or_insert(after);
+        } else {
+            self.state.handle_push(self.now, Push::Messages(v1::Messages { messages }));
+        }
+    }
+
+    /// Another gear; nobody who is online misses it.
+    fn shift(&mut self, place: &'static str, gear: Gear) {
+        self.flush(place);
+        self.gears.insert(place, gear);
+        if self.online {
+            let from_seq = self.stored[place].len() as u64 + 1;
+            let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear: gear.into(), from_seq };
+            self.state.handle_push(self.now, Push::GearChanged(changed));
+        }
+    }
+
+    /// Something of a storm happens, where it may.
+    fn storm(&mut self) {
+        let place = OPEN[self.chance.below(OPEN.len())];
+        match (self.chance.below(10), self.gears.get(place).copied().unwrap_or_default()) {
+            (0, Gear::Direct) => self.shift(place, Gear::Merged),
+            (0, Gear::Merged) => self.shift(place, Gear::Signal),
+            (0 | 1, Gear::Signal) => self.shift(place, Gear::Merged),
+            (1, Gear::Merged) => self.shift(place, Gear::Direct),
+            (2, _) => self.announce(),
+            (_, Gear::Merged) => self.flush(place),
+            (_, Gear::Signal) if self.online && !self.chance.one_in(4) => {
+                let latest_seq = self.stored[place].len() as u64;
+                let spread_ms = 1 + u32::try_from(self.chance.below(2000)).unwrap();
+                let notice = v1::NotifyNewMessages { conversation_id: place.into(), epoch: 1, latest_seq, spread_ms };
+                self.state.handle_push(self.now, Push::Notice(notice));
+            }
+            _ => {}
+        }
+    }
+
+    /// What is newest, maybe a moment old, maybe with some that the client has; or a part of a hole.
+    fn pulled(&mut self, asked: &v1::Pull) -> v1::PullReply {
+        let stored = &self.stored[asked.conversation_id.as_str()];
+        let latest_seq = stored.len() as u64;
+        let after_seq = asked.after_seq.unwrap_or(latest_seq);
+        let mut answer = v1::PullReply {
+            conversation_id: asked.conversation_id.clone(),
+            epoch: 1,
+            latest_seq,
+            ..Default::default()
+        };
+        let mut seqs = if asked.before_seq > 0 {
+            assert!(after_seq + 1 < asked.before_seq && asked.before_seq <= latest_seq, "{asked:?}");
+            // The same for everybody: it may begin before the hole and end behind it.
+            let up_to = latest_seq.min(after_seq + 1 + self.chance.next() % FILLED_MAX);
+            answer.more = up_to < asked.before_seq - 1;
+            (after_seq + 1).saturating_sub(self.chance.next() % 3).max(1)..=up_to
+        } else {
+            answer.latest_seq -= self.chance.next() % 2 * u64::from(latest_seq > 0);
+            let newest = answer.latest_seq;
+            let again = self.chance.next() % 3;
+            let from = (newest + 1).saturating_sub(PULLED_MAX).max((after_seq + 1).saturating_sub(again)).max(1);
+            answer.gap = from > after_seq + 1;
+            from..=newest
+        };
+        if self.chance.one_in(4) && asked.before_seq == 0 && seqs.clone().count() > 3 {
+            seqs = *seqs.start()..=*seqs.end() - 1;
+            answer.more = true;
+        }
+        answer.messages = seqs.map(|seq| stored[usize::try_from(seq).unwrap() - 1].clone()).collect();
+        answer.from_seq = answer.messages.first().map_or(0, |message| message.seq);
+        answer.to_seq = answer.messages.last().map_or(0, |message| message.seq);
+        answer
     }
 
     /// What was left out is said, and pushes go on.
@@ -210,6 +349,10 @@ impl World {
                 *known = (*known).max(*read);
                 Answer::Done
             }
+            Ask::Pull(_) if self.chance.one_in(8) => {
+                Answer::Refused(v1::Error { code: Code::SlowDown.into(), retry_after_ms: 300, ..Default::default() })
+            }
+            Ask::Pull(asked) => Answer::Pulled(self.pulled(asked)),
             Ask::Send { .. } | Ask::Watch(_) => Answer::Done,
         };
         self.state.handle_answer(self.now, ask, answer);
@@ -241,6 +384,7 @@ impl World {
 
     fn step(&mut self) {
         match self.chance.below(20) {
+            0..5 if self.has_storms => self.storm(),
             0..9 => self.say(),
             9..15 if self.online => self.answer_one(),
             15 if self.online => self.tell_behind(),
@@ -260,19 +404,59 @@ impl World {
     fn look(&mut self) {
         while let Some(line) = self.state.take_line() {
             match line {
-                Line::Said(said) => self.shown.entry(said.conversation).or_default().push(said.text),
+                Line::Said(said) => self.look_at(&said),
                 other => {
                     let text = other.render(&Names::of(ME), 0, Paint::Off);
-                    assert!(!text.contains("missed") && !text.contains("cannot"), "{text}");
+                    assert!(!text.contains("cannot"), "{text}");
+                    assert!(self.has_storms || !text.contains("missed") && !text.contains("left out"), "{text}");
+                    self.look_at_notice(&text);
                 }
             }
         }
     }
 
-    /// Everything is told and answered: now nothing may be missing.
-    fn settle(&mut self) {
+    /// Those who speak do so in their order; what fills a hole has an order of its own, and the system speaks when it likes.
+    fn look_at(&mut self, said: &Said) {
+        let shown = self.shown.entry(said.conversation.clone()).or_default();
+        let seq: u64 = said.text.parse().unwrap();
+        if shown.filling > 0 {
+            shown.filling -= 1;
+            assert!(shown.last_filled < seq && seq < shown.last, "{seq} fills a hole in {}", said.conversation);
+            shown.last_filled = seq;
+        } else if said.sender != 0 {
+            assert!(shown.last < seq, "{seq} in {}", said.conversation);
+            shown.last = seq;
+        }
+        shown.said.push(said.text.clone());
+    }
+
+    fn look_at_notice(&mut self, text: &str) {
+        let room = text.split_once("room ").map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap());
+        let place = room.map_or(HOME.to_owned(), |id| format!("r_{id}"));
+        let shown = self.shown.entry(place).or_default();
+        let count = || -> u64 { text.split(' ').find_map(|word| word.parse().ok()).unwrap() };
+        if text.contains("that were left out, /history") {
+            shown.gave_up = true;
+        } else if text.contains("missed") {
+            shown.gave_up = true;
+            shown.left_out += count();
+        } else if text.contains("that were left out") {
+            assert_eq!(shown.filling, 0);
+            shown.filling = usize::try_from(count()).unwrap();
+            shown.filled += count();
+        } else if text.contains("left out") {
+            shown.left_out += count();
+        }
+    }
+
+    /// Everything is told and answered: now nothing may be missing. How many were left out, filled, and given up by place.
+    fn settle(&mut self) -> [u64; 3] {
+        let mut seen = [0; 3];
         if !self.online {
             self.log_in();
+        }
+        if self.has_storms {
+            OPEN.into_iter().for_each(|place| self.shift(place, Gear::Direct));
         }
         self.tell_behind();
         for _ in 0..400 {
@@ -282,7 +466,21 @@ impl World {
         self.look();
         for (place, stored) in &self.stored {
             let said: Vec<_> = stored.iter().map(|message| String::from_utf8(message.body.to_vec()).unwrap()).collect();
-            assert_eq!(self.shown.get(*place).cloned().unwrap_or_default(), said, "{place}");
+            let shown = self.shown.remove(*place).unwrap_or_default();
+            if !self.has_storms {
+                assert_eq!(shown.said, said, "{place}");
+                continue;
+            }
+            for (sum, count) in seen.iter_mut().zip([shown.left_out, shown.filled, u64::from(shown.gave_up)]) {
+                *sum += count;
+            }
+            let once: BTreeSet<_> = shown.said.iter().collect();
+            assert_eq!(once.len(), shown.said.len(), "nothing twice in {place}");
+            let missing = said.len() - once.len();
+            assert_eq!(u64::try_from(missing).unwrap(), shown.left_out - shown.filled, "named as left out in {place}");
+            if !shown.gave_up && shown.left_out <= FILL_MAX {
+                assert_eq!(missing, 0, "what is not much is filled in {place}");
+            }
         }
         assert!(!self.state.waits(), "nothing is left to do");
         for place in PLACES.iter().filter(|place| **place != HOME) {
@@ -290,23 +488,39 @@ impl World {
             let unread = conversation.map_or(0, |conversation| conversation.marks().unread());
             assert_eq!(unread, self.position(place).unread, "unread in {place}");
         }
+        seen
     }
 }
 
 #[test]
 fn whatever_is_lost_what_was_said_is_shown_once_and_in_order() {
+    assert_eq!(for_seeds(false), [0; 3]);
+}
+
+#[test]
+fn whatever_a_storm_leaves_out_is_named_or_filled_and_nothing_is_shown_twice() {
+    let seen = for_seeds(true);
+    assert!(std::env::var("SEED").is_ok() || seen.iter().all(|count| *count > 0), "all of it happens: {seen:?}");
+}
+
+fn for_seeds(has_storms: bool) -> [u64; 3] {
+    let mut seen = [0; 3];
     let only = std::env::var("SEED").ok().map(|seed| seed.parse().unwrap());
     for seed in only.map_or(0..SEEDS, |seed: u64| seed..seed + 1) {
         let run = || {
-            let mut world = World::new(seed);
+            let mut world = World::new(seed, has_storms);
             for _ in 0..STEPS {
                 world.step();
             }
-            world.settle();
+            world.settle()
         };
-        if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("again: SEED={seed} cargo test -p tidegate --lib seeded_tests");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(run) {
+            Ok(counts) => seen.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count),
+            Err(panic) => {
+                eprintln!("again: SEED={seed} cargo test -p tidegate --lib seeded_tests");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    seen
 }

@@ -26,12 +26,14 @@ impl State {
         ids.filter_map(position).take(SYNC_POSITIONS_MAX).collect()
     }
 
-    /// The connection is logged in, for the first time or again; `asked` are the positions its Login named.
-    pub fn handle_login(&mut self, now: Instant, mut login: v1::LoginReply, asked: &[v1::SyncFrom]) {
+    /// The connection is logged in, for the first time or again; `asked` are the positions its Login named. `chance` spreads
+    /// this client's pulls from those of others.
+    pub fn handle_login(&mut self, now: Instant, mut login: v1::LoginReply, asked: &[v1::SyncFrom], chance: u32) {
         let again = std::mem::replace(&mut self.met, true);
         self.me = login.user_id;
         self.session = login.session_id;
         self.online = true;
+        self.phase = Some(Phase::new(now, chance));
         self.others_at = None;
         self.outbox.handle_online(login.max_body_bytes as usize);
         let unwatched: Vec<_> = self.watched.iter().filter(|lobby| !login.watching.contains(lobby)).cloned().collect();
