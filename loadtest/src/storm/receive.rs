@@ -280,6 +280,8 @@ impl Lane {
         self.shift(index, changed.gear(), changed.from_seq, now_ns);
         if was_signal && changed.gear() != Gear::Signal {
             // The messages before it were not pushed.
+            let last = self.watchers[index].seen.last();
+            self.watchers[index].unpushed = (last + 1 < changed.from_seq).then_some((last, changed.from_seq));
             let spread_ms = self.watchers[index].spread_ns / 1_000_000;
             self.notice(index, u32::try_from(spread_ms).unwrap_or(u32::MAX), now_ns);
         }
