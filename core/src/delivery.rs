@@ -125,6 +125,8 @@ pub enum Ask {
         positions: Vec<SyncFrom>,
         /// The session to go on with; zero if none.
         resume: SessionId,
+        /// Where it begins.
+        ground: Ground,
     },
     /// What is missing in these conversations?
     Sync {
@@ -148,6 +150,16 @@ pub enum Ask {
         /// Whether to say how far everybody is.
         watermarks: Watermarks,
     },
+}
+
+/// Whether somebody looks at what a session is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ground {
+    /// Somebody may: it gets every push.
+    #[default]
+    Foreground,
+    /// Nobody does: it gets counts instead of most pushes.
+    Background,
 }
 
 /// Which messages of a conversation a client pulls.
@@ -268,6 +280,45 @@ pub enum Recipients {
     Session(UserId, SessionId),
 }
 
+/// What a push tells of new messages: a session in the background is told that instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    #[default]
+    None,
+    /// It holds one, which this user wrote.
+    One(UserId),
+    /// It holds several: who wrote each.
+    Many(Arc<[UserId]>),
+    /// It holds none, and says that there are some up to here.
+    UpTo(Place),
+}
+
+impl News {
+    /// Of a push that holds a message by each of these.
+    #[must_use]
+    pub fn by(authors: &[UserId]) -> Self {
+        match authors {
+            [] => Self::None,
+            [author] => Self::One(*author),
+            authors => Self::Many(authors.into()),
+        }
+    }
+
+    /// Messages in it that somebody else than `user` wrote.
+    #[must_use]
+    pub fn from_others_than(&self, user: UserId) -> u32 {
+        match self {
+            Self::None | Self::UpTo(_) => 0,
+            Self::One(author) => u32::from(*author != user),
+            Self::Many(authors) => {
+                let others = authors.iter().filter(|author| **author != user).count();
+                u32::try_from(others).expect("as many messages as fit a frame")
+            }
+        }
+    }
+}
+
 /// What goes into a shard's mailbox.
 #[derive(Debug)]
 pub enum ShardInput {
@@ -277,6 +328,8 @@ pub enum ShardInput {
         recipients: Recipients,
         /// The messages in it; nothing for other pushes.
         span: Option<Span>,
+        /// What it tells of new messages.
+        news: News,
         /// What.
         frame: Encoded,
     },
@@ -415,6 +468,8 @@ pub struct Identity {
     pub device: String,
     /// Lobbies to watch from the start.
     pub watch: Vec<LobbyName>,
+    /// Where the session begins.
+    pub ground: Ground,
 }
 
 impl Weigh for ShardInput {

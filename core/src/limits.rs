@@ -60,6 +60,13 @@ pub const MAILBOX_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Inputs a shard handles before it lets its connections read again.
 pub const SHARD_TURN_INPUTS_MAX: usize = 1024;
 
+/// Conversations of which a connection in the background is told in one second; of more it is told that it missed something.
+pub const COUNTS_MAX: usize = 500;
+
+/// Connections in the background that one shard tells at once, each by a write of its own; the others follow a second later. Bounds
+/// how long a tick holds up everybody's messages.
+pub const COUNTS_TOLD_AT_ONCE: usize = 4096;
+
 /// Logins and look-ups waiting for the reception; then `CODE_OVERLOADED`.
 pub const REQUESTS_MAX: usize = 64 * 1024;
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Identity, RoomsLookUp, Settled, ShardId, Ticket};
+use tidegate_core::delivery::{Ask, Confirmed, ConnectionKey, Ground, Identity, RoomsLookUp, Settled, ShardId, Ticket};
 use tidegate_core::event::{IngestEvent, Membership};
 use tidegate_core::ids::{Attachment, ConversationId, LobbyName, Millis, RoomId, SessionId, UserId};
 use tidegate_core::session::{Actions, Interest, Session, SessionContext};
@@ -173,6 +173,7 @@ impl World {
                 token: "t".repeat(self.random.below(3) as usize),
                 device_id: "d".repeat(self.random.below(70) as usize),
                 watch: vec![conversation_id; self.random.below(20) as usize],
+                background: number.is_multiple_of(2),
                 ..Default::default()
             }
             .encode_to_vec(),
@@ -203,7 +204,8 @@ impl World {
                 let names = ["lobby_main", "lobby_eu", "lobby_x"];
                 let watch = (0..self.random.below(3)).map(|_| (*self.random.of(&names)).to_owned()).collect();
                 let unwatch = (0..self.random.below(3)).map(|_| (*self.random.of(&names)).to_owned()).collect();
-                v1::Watch { watch, unwatch, background: None }.encode_to_vec()
+                let background = (number % 3 < 2).then_some(number.is_multiple_of(3));
+                v1::Watch { watch, unwatch, background }.encode_to_vec()
             }
             _ => (0..self.random.below(20)).map(|_| self.random.below(256) as u8).collect(),
         }
@@ -239,6 +241,7 @@ impl World {
                     attachment: Attachment(1),
                     device: "d".into(),
                     watch: self.context.lobbies[..self.random.below(3) as usize].to_vec(),
+                    ground: *self.random.of(&[Ground::Foreground, Ground::Background]),
                 };
                 let mut interests = Vec::new();
                 if self.session.handle_bind(&identity, &mut interests) {
@@ -301,6 +304,9 @@ impl World {
         }
         for request in std::mem::take(&mut self.actions.requests) {
             self.requests.push((request.ticket, matches!(request.ask, Ask::Login { .. })));
+        }
+        if let Some(ground) = self.actions.ground.take() {
+            assert_eq!(ground, self.session.ground(), "the shard follows the session");
         }
         let interests = std::mem::take(&mut self.actions.interests);
         self.apply(&interests);

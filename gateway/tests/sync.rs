@@ -201,7 +201,7 @@ async fn stuck_and_reader<B: Backend>(world: &World<B>, account: &Account) -> (C
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_lobby_reader_goes_without_is_told_from_where_and_gets_the_rest_by_sync() {
-    let world = embedded(&["limits.outbox_bytes_max=131072"]);
+    let world = embedded(&["limits.outbox_bytes_max=131072", "storm.gears=direct"]);
     let (anna, ben) = (world.user("anna").await, world.user("ben").await);
     let (mut slow, mut reader) = stuck_and_reader(&world, &ben).await;
     let mut writer = world.connect(&anna, "pc").await;
@@ -248,7 +248,7 @@ async fn a_slow_lobby_reader_goes_without_is_told_from_where_and_gets_the_rest_b
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_private_reader_is_closed_and_resumes_by_sequence() {
-    let world = embedded(&["limits.outbox_bytes_max=131072"]);
+    let world = embedded(&["limits.outbox_bytes_max=131072", "storm.gears=direct"]);
     let (anna, ben) = (world.user("anna").await, world.user("ben").await);
     let private = anna.with(&ben);
     let (mut stuck, mut reader) = stuck_and_reader(&world, &ben).await;
@@ -287,7 +287,7 @@ async fn a_reader_that_takes_nothing_at_all_is_closed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_holds_more_than_an_outbox_is_no_reason_to_go_without() {
     const MESSAGES: u16 = 600;
-    let world = embedded(&["limits.outbox_bytes_max=131072", "limits.in_flight_max=1024"]);
+    let world = embedded(&["limits.outbox_bytes_max=131072", "limits.in_flight_max=1024", "storm.gears=direct"]);
     let (anna, ben) = (world.user("anna").await, world.user("ben").await);
     let mut reader = Client::open(world.address).await;
     reader.login(&ben, "pc", &["lobby_main"]).await;

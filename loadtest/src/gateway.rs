@@ -61,17 +61,19 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one on free ports and waits until it is ready.
+    /// Starts one on free ports, with more settings if the environment does not name them, and waits until it is ready.
     ///
     /// # Errors
     /// If the program is not there, ends early or does not become ready in time; with the end of its log.
-    pub fn start(options: &CommonOptions, stop: &AtomicBool) -> anyhow::Result<Self> {
+    pub fn start(options: &CommonOptions, settings: &[(&str, &str)], stop: &AtomicBool) -> anyhow::Result<Self> {
         let program = find_program(options.gateway_bin.as_deref())?;
         let data_dir = options.data_dir.clone().map_or_else(new_data_dir, Ok)?;
         fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
         let data_dir = data_dir.canonicalize()?;
         let [tcp, http] = free_ports()?;
-        let mut gateway = Self::launch(&Launch { program, data_dir, tcp, http, settings: Vec::new() })?;
+        let is_open = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
+        let settings = settings.iter().filter(is_open).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut gateway = Self::launch(&Launch { program, data_dir, tcp, http, settings: settings.collect() })?;
         gateway.keeps_data = options.data_dir.is_some();
         gateway.wait_until_ready(stop)?;
         Ok(gateway)

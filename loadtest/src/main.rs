@@ -76,7 +76,8 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
     };
     check_file_limit(connections)?;
     stop_on_signals(|| std::process::exit(130))?;
-    let mut gateway = common.start_gateway.then(|| gateway::Gateway::start(common, &STOP)).transpose()?;
+    let mut gateway =
+        common.start_gateway.then(|| gateway::Gateway::start(common, settings(command), &STOP)).transpose()?;
     let stage = Stage {
         tcp: gateway.as_ref().map_or_else(|| common.tcp.clone(), |gateway| vec![gateway.tcp]),
         http: gateway.as_ref().map_or_else(|| common.http.clone(), |gateway| gateway.http.clone()),
@@ -95,6 +96,17 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         }
     }
     played
+}
+
+/// What a gateway started for the scenario is told besides.
+fn settings(command: &Command) -> &'static [(&'static str, &'static str)] {
+    match command {
+        // These judge that every message is pushed to every receiver, whatever the rate.
+        Command::Private { .. } | Command::Room { .. } | Command::Idle { .. } | Command::Run { .. } => {
+            &[("TIDEGATE_STORM_GEARS", "direct")]
+        }
+        _ => &[],
+    }
 }
 
 fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResult>> {

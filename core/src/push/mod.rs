@@ -16,13 +16,14 @@ use futures_util::future::{Either, select};
 use pace::{Held, Pace};
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use smallvec::SmallVec;
 use tidegate_proto::v1::Gear;
 use tidegate_proto::{HEAD_BYTES, Kind, v1};
 
 use crate::clock::Clock;
-use crate::delivery::{Encoded, Mailboxes, Recipients, ShardId, ShardInput, ShardSet};
+use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
-use crate::ids::{ConversationId, Millis, Place, Span};
+use crate::ids::{ConversationId, Millis, Place, Span, UserId};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
 use crate::meter;
@@ -156,15 +157,17 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let place = Place { epoch, seq };
                     if let ConversationId::Private { .. } = conversation {
                         let frame = Encoded::push(&mut buffer, Kind::Message, &payload);
-                        self.to_conversation(conversation, Some(place.into()), frame, everywhere, &mut batches);
+                        let (span, news) = (Some(place.into()), News::One(sender));
+                        self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
                         continue;
                     }
                     self.pulls.tails.pushed(conversation, place);
                     let watchers = self.routes.watchers(&conversation).count;
                     if watchers > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
-                        let held = Held { place, sender, payload };
-                        pace.hold(now, conversation, pace::pause_ms(watchers, merge_ms), held);
+                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let held = Held { place, sender, is_direct: pause_ms == 0, payload };
+                        pace.hold(now, conversation, pause_ms, held);
                     }
                 }
                 PushEvent::Replaced { user, attachment } => {
@@ -181,7 +184,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     let frame = Encoded::push(&mut buffer, Kind::SendRejected, &payload);
                     for shard in self.routes.shards_of(user).iter() {
                         let recipients = Recipients::Session(user, session);
-                        let deliver = ShardInput::Deliver { recipients, span: None, frame: frame.clone() };
+                        let (span, news, frame) = (None, News::None, frame.clone());
+                        let deliver = ShardInput::Deliver { recipients, span, news, frame };
                         batches[usize::from(shard.0)].push(deliver);
                     }
                 }
@@ -193,7 +197,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         read_seq: receipt.read.0,
                     };
                     let frame = Encoded::push(&mut buffer, Kind::ReceiptMoved, &payload.encode_to_vec());
-                    self.to_conversation(receipt.conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(receipt.conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
                     self.pulls.tails.noticed(conversation, latest, spread_ms);
@@ -214,7 +218,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         let forget = |batch: &mut Vec<_>| batch.push(ShardInput::Tail { conversation, tail: None });
                         batches.iter_mut().for_each(forget);
                     }
-                    self.to_conversation(conversation, None, frame, everywhere, &mut batches);
+                    self.to_conversation(conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
@@ -250,11 +254,15 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let bytes_max = self.frame_bytes_max.saturating_sub(HEADS);
         pace.take_due(now, bytes_max, |conversation, held| {
             for (span, run) in pace::runs(&held, bytes_max) {
-                let frame = match run {
-                    [only] => Encoded::push(buffer, Kind::Message, &only.payload),
-                    many => Encoded::push(buffer, Kind::Messages, &joined(many)),
+                let (authors, frame) = match run {
+                    [only] => (Authors::One(only.sender), Encoded::push(buffer, Kind::Message, &only.payload)),
+                    many => {
+                        let authors = many.iter().map(|held| held.sender).collect();
+                        (Authors::Many(authors), Encoded::push(buffer, Kind::Messages, &joined(many)))
+                    }
                 };
-                self.to_conversation(conversation, Some(span), frame, everywhere, batches);
+                let authors: SmallVec<[UserId; 16]> = run.iter().map(|held| held.sender).collect();
+                self.to_conversation(conversation, Some(span), News::by(&authors), frame, everywhere, batches);
             }
         });
     }
@@ -267,6 +275,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         &self,
         conversation: ConversationId,
         span: Option<Span>,
+        news: News,
         frame: Encoded,
         everywhere: ShardSet,
         batches: &mut [Vec<ShardInput>],
@@ -279,7 +288,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
             _ => (Recipients::Conversation(conversation), everywhere),
         };
         for shard in shards.iter() {
-            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, span, frame: frame.clone() });
+            let (news, frame) = (news.clone(), frame.clone());
+            batches[usize::from(shard.0)].push(ShardInput::Deliver { recipients, span, news, frame });
         }
     }
 }

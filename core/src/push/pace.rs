@@ -43,6 +43,8 @@ struct Paced {
 pub(super) struct Held {
     pub place: Place,
     pub sender: UserId,
+    /// Nothing it could be joined with was waited for.
+    pub is_direct: bool,
     /// The encoded `tidegate.v1.Message`.
     pub payload: Bytes,
 }
@@ -99,6 +101,13 @@ impl Pace {
     }
 }
 
+impl Held {
+    /// Whether it has a frame of its own: the system's are never merged.
+    fn is_alone(&self) -> bool {
+        self.is_direct || self.sender == UserId::SYSTEM
+    }
+}
+
 /// Cuts messages into runs that fit a frame: of consecutive places, and of at most so many bytes unless one alone is larger.
 pub(super) fn runs(held: &[Held], bytes_max: usize) -> impl Iterator<Item = (Span, &[Held])> {
     let mut rest = held;
@@ -108,7 +117,8 @@ pub(super) fn runs(held: &[Held], bytes_max: usize) -> impl Iterator<Item = (Spa
         let mut expected = first.place;
         let follows = |held: &&Held| {
             bytes += held.payload.len() + 8;
-            let follows = held.place == expected && (bytes <= bytes_max || held.place == first.place);
+            let has_room = bytes <= bytes_max && !held.is_alone() && !first.is_alone();
+            let follows = held.place == expected && (has_room || held.place == first.place);
             expected = Place { seq: expected.seq.next(), ..expected };
             follows
         };
@@ -127,7 +137,7 @@ mod tests {
 
     fn message(seq: u64, sender: u64) -> Held {
         let place = Place { epoch: Epoch(1), seq: Seq(seq) };
-        Held { place, sender: UserId(sender), payload: Bytes::from(vec![0; 100]) }
+        Held { place, sender: UserId(sender), is_direct: false, payload: Bytes::from(vec![0; 100]) }
     }
 
     fn lobby() -> ConversationId {
@@ -187,5 +197,8 @@ mod tests {
         assert_eq!(spans(1_000), [(1, 3, 3), (5, 6, 2)]);
         assert_eq!(spans(220), [(1, 2, 2), (3, 3, 1), (5, 6, 2)]);
         assert_eq!(spans(10).len(), 5);
+        let mut held = held.clone();
+        held[1].sender = UserId::SYSTEM;
+        assert_eq!(runs(&held, 1_000).count(), 4, "the system's has a frame of its own");
     }
 }

@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::delivery::{
-    Access, Ask, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket, Watermarks,
+    Access, Ask, Ground, Identity, Mailboxes, Others, Request, RoomsLookUp, ShardId, ShardInput, SyncFrom, Ticket,
+    Watermarks,
 };
 use crate::event::PushEvent;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, RoomId, Seq, SessionId, UserId};
@@ -73,6 +74,7 @@ struct Wish {
     watch: Vec<LobbyName>,
     positions: Vec<SyncFrom>,
     resume: SessionId,
+    ground: Ground,
 }
 
 /// Whether a login goes on with a session.
@@ -129,8 +131,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
     async fn answer(&self, request: Request) {
         let ticket = request.ticket;
         let outcome = match request.ask {
-            Ask::Login { token, device, watch, positions, resume } => {
-                let wish = Wish { device, watch, positions, resume };
+            Ask::Login { token, device, watch, positions, resume, ground } => {
+                let wish = Wish { device, watch, positions, resume, ground };
                 let outcome = self.login(ticket, &token, wish).await.map_err(Refusal::of_login);
                 let label = if let Err(refusal) = &outcome { refusal.code.as_str_name() } else { "ok" };
                 metrics::counter!(meter::LOGINS, "outcome" => label).increment(1);
@@ -167,7 +169,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         };
         // A token may outlive its user, or come from a system that knows other users.
         let user = archive.users(&[user]).await?.pop().ok_or_else(|| rejected(Code::TokenInvalid))?;
-        let Wish { device, mut watch, positions, resume } = wish;
+        let Wish { device, mut watch, positions, resume, ground } = wish;
         let kept = if resume == SessionId(0) { None } else { hot.resume(user.id, &device, resume).await? };
         let (session, resumed) = match kept {
             Some(kept) => {
@@ -181,7 +183,7 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
             None => (SessionId((self.random)().max(1)), Resumed::No),
         };
         let attachment = Attachment::new(self.clock.now(), (self.random)());
-        let identity = Identity { user: user.id, session, attachment, device, watch };
+        let identity = Identity { user: user.id, session, attachment, device, watch, ground };
 
         let (bound, is_bound) = oneshot::channel();
         let bind = ShardInput::Bind { connection: ticket.connection, identity: identity.clone(), bound };

@@ -6,7 +6,7 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::{self, Code};
 
 use super::{Actions, Interest, Member, Refusal, SessionContext};
-use crate::delivery::{Accepting, Access, Ask, Others, Pull, Request, SyncFrom, Ticket, Watermarks};
+use crate::delivery::{Accepting, Access, Ask, Ground, Others, Pull, Request, SyncFrom, Ticket, Watermarks};
 use crate::event::{Accepted, IngestEvent, ReceiptMoved};
 use crate::ids::{ClientMsgId, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, Seq, SessionId};
 use crate::limits;
@@ -36,7 +36,12 @@ pub(super) fn login(payload: &Bytes, context: &SessionContext) -> Result<Ask, Re
     }
     let positions = positions(&login.positions)?;
     let resume = SessionId(login.resume_session_id);
-    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume })
+    let ground = ground(login.background);
+    Ok(Ask::Login { token: login.token, device: login.device_id, watch, positions, resume, ground })
+}
+
+fn ground(is_background: bool) -> Ground {
+    if is_background { Ground::Background } else { Ground::Foreground }
 }
 
 fn positions(wire: &[v1::SyncFrom]) -> Result<Vec<SyncFrom>, Refusal> {
@@ -229,7 +234,12 @@ impl Member {
         let names = watching.iter().map(|lobby| lobby.as_str().to_owned()).collect();
         actions.is_hold_changed |= self.watching != watching;
         self.watching = watching;
-        actions.reply(Kind::WatchReply, ticket.correlation, &v1::WatchReply { watching: names, background: false });
+        if let Some(is_background) = watch.background {
+            self.ground = ground(is_background);
+            actions.ground = Some(self.ground);
+        }
+        let reply = v1::WatchReply { watching: names, background: self.ground == Ground::Background };
+        actions.reply(Kind::WatchReply, ticket.correlation, &reply);
         Ok(())
     }
 

@@ -16,7 +16,9 @@ use bytes::{Bytes, BytesMut};
 use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
-use crate::delivery::{Accepting, Confirmed, ConnectionKey, Identity, Pull, Request, RoomsLookUp, Settled, Ticket};
+use crate::delivery::{
+    Accepting, Confirmed, ConnectionKey, Ground, Identity, Pull, Request, RoomsLookUp, Settled, Ticket,
+};
 use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
@@ -71,6 +73,7 @@ struct Member {
     look_up: RoomsLookUp,
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
+    ground: Ground,
     /// Up to when pulls are paid for; see [`Session::charge_pull`].
     pulls_paid_to: Millis,
 }
@@ -110,6 +113,8 @@ pub struct Actions {
     pub interests: Vec<Interest>,
     /// What is kept for whoever resumes the session changed.
     pub is_hold_changed: bool,
+    /// The session went to the background, or came back, or stays where it was.
+    pub ground: Option<Ground>,
     /// Ends the connection after the replies went out; the Close frame is already among them.
     pub close: Option<CloseCode>,
 }
@@ -245,6 +250,7 @@ impl Session {
             look_up: RoomsLookUp::default(),
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
+            ground: identity.ground,
             pulls_paid_to: Millis(0),
         }));
         true
@@ -408,6 +414,12 @@ impl Session {
     #[must_use]
     pub fn attachment(&self) -> Option<Attachment> {
         self.member().map(|member| member.attachment)
+    }
+
+    /// Where the session is; in the foreground as long as there is none.
+    #[must_use]
+    pub fn ground(&self) -> Ground {
+        self.member().map_or_else(Ground::default, |member| member.ground)
     }
 
     /// What the hot store knows of a session that is logged in.

@@ -36,6 +36,7 @@ impl Script {
             attachment: Attachment(71),
             device: "d".into(),
             watch: vec![],
+            ground: Ground::Foreground,
         };
         assert!(script.session.handle_bind(&identity, &mut script.actions.interests));
         script.session.handle_rooms(RoomsLookUp(0), &[RoomId(5)], &mut script.actions.interests);
@@ -237,6 +238,56 @@ fn watching_changes_interest_once_and_as_a_whole() {
     assert_eq!(gone.map(|departed| departed.user), Some(UserId(7)));
     let room = ConversationId::Room(RoomId(5));
     assert_eq!(script.actions.interests, [Interest::Ends(room), Interest::Ends(lobby)]);
+}
+
+#[test]
+fn a_session_goes_to_the_background_and_comes_back() {
+    let mut script = Script::ready();
+    let watch = |background, lobby: &str| v1::Watch { watch: vec![lobby.into()], unwatch: vec![], background };
+    let steps = [
+        (None, None, Ground::Foreground),
+        (Some(true), Some(Ground::Background), Ground::Background),
+        (None, None, Ground::Background),
+        (Some(false), Some(Ground::Foreground), Ground::Foreground),
+    ];
+    for (said, action, ground) in steps {
+        script.command(Kind::Watch, 1, &watch(said, "lobby_main"));
+        let reply = v1::WatchReply::decode(script.replies().remove(0).payload).expect("a WatchReply");
+        assert_eq!((script.actions.ground.take(), script.session.ground()), (action, ground), "{said:?}");
+        assert_eq!(reply.background, ground == Ground::Background, "{said:?}");
+    }
+    script.command(Kind::Watch, 2, &watch(Some(true), "lobby_other"));
+    assert_eq!(script.refused(), [(2, Code::NotMember)]);
+    assert_eq!(
+        (script.actions.ground, script.session.ground()),
+        (None, Ground::Foreground),
+        "as a whole or not at all"
+    );
+}
+
+#[test]
+fn a_login_says_where_its_session_begins() {
+    for ground in [Ground::Foreground, Ground::Background] {
+        let mut script = Script::new();
+        script.session.handle_opening(Opening::CURRENT.encode(), &mut script.actions);
+        let background = ground == Ground::Background;
+        let login = v1::Login { token: "t".into(), device_id: "d".into(), background, ..Default::default() };
+        script.command(Kind::Login, 1, &login);
+        let Ask::Login { ground: asked, .. } = script.actions.requests.remove(0).expect("asked").ask else {
+            panic!("a Login asks for a login")
+        };
+        assert_eq!((asked, script.session.ground()), (ground, Ground::Foreground));
+        let identity = Identity {
+            user: UserId(7),
+            session: SessionId(70),
+            attachment: Attachment(71),
+            device: "d".into(),
+            watch: vec![],
+            ground,
+        };
+        assert!(script.session.handle_bind(&identity, &mut script.actions.interests));
+        assert_eq!(script.session.ground(), ground);
+    }
 }
 
 #[test]

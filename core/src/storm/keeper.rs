@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::rules::{StormRule, StormRules};
 use super::tail::{Tail, ToJson};
 use crate::clock::Clock;
-use crate::delivery::{Encoded, Mailboxes, Recipients, ShardInput};
+use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardInput};
 use crate::ids::{ConversationId, Millis, Place, Seq};
 use crate::limits::HISTORY_PAGE_MAX;
 use crate::meter;
@@ -280,6 +280,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 batch.extend(notice.clone().map(|frame| ShardInput::Deliver {
                     recipients: Recipients::Conversation(conversation),
                     span: None,
+                    news: News::UpTo(tail.latest()),
                     frame,
                 }));
                 self.mailboxes.post(shard, batch).await;

@@ -305,7 +305,7 @@ impl State {
 
     fn handle_input(&mut self, input: ShardInput) {
         match input {
-            ShardInput::Deliver { recipients, span, frame } => self.deliver(recipients, span, &frame.tcp()),
+            ShardInput::Deliver { recipients, span, frame, .. } => self.deliver(recipients, span, &frame.tcp()),
             ShardInput::PushesMissed { of } => self.tell_missed(of.as_deref()),
             ShardInput::Membership { room, user, change, frame } => {
                 let everybody = Recipients::Conversation(ConversationId::Room(room));

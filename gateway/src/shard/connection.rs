@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use tidegate_core::delivery::Ground;
 use tidegate_core::session::{Actions, Session};
 use tidegate_proto::v1::CloseCode;
 use tidegate_proto::websocket;
@@ -11,6 +12,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::AbortHandle;
 
 use super::behind::Behind;
+use super::counts::Counts;
 use super::outbox::{Flushed, Outbox};
 
 /// See the module.
@@ -24,6 +26,10 @@ pub struct Connection {
     pub(super) outbox: Outbox,
     /// What it missed since its outbox was full.
     pub(super) behind: Option<Box<Behind>>,
+    /// As the session says: a look at it for every push would cost a look into memory of its own.
+    pub(super) ground: Ground,
+    /// In the background: what came since it was told last.
+    pub(super) counts: Option<Box<Counts>>,
     /// The beginning of a frame whose rest has not come yet. At most one largest frame.
     pub(super) partial: Box<[u8]>,
     pub(super) generation: u32,
@@ -73,6 +79,8 @@ impl Connection {
             session: Session::default(),
             outbox: Outbox::default(),
             behind: None,
+            ground: Ground::Foreground,
+            counts: None,
             partial: Box::default(),
             generation,
             deadline_s,

@@ -6,10 +6,11 @@
 //! connection is written to once.
 //!
 //! Files in reading order: [`mailboxes`] (the way in), [`listener`], `state` (a turn), [`connection`], [`outbox`],
-//! [`behind`], [`index`], [`wheel`].
+//! [`behind`], [`counts`], [`index`], [`wheel`].
 
 pub mod behind;
 pub mod connection;
+pub mod counts;
 pub mod index;
 pub mod listener;
 pub mod mailboxes;

@@ -1,8 +1,10 @@
 //! What a shard owns, and what happens in a turn.
 //!
 //! Here: connections come and go, what a session's actions lead to, the turn's end and the second's tick. In
-//! [`reading`]: bytes to sessions; in [`inputs`]: the mailbox; in [`pulling`]: pulls; in [`ending`]: how connections end.
+//! [`reading`]: bytes to sessions; in [`inputs`]: the mailbox; in [`pulling`]: pulls; in [`background`]: who is only told how
+//! many; in [`ending`]: how connections end.
 
+mod background;
 mod ending;
 mod inputs;
 mod pulling;
@@ -64,6 +66,8 @@ pub struct State {
     has_missed_pushes: bool,
     /// Connections that are behind in a conversation.
     behind_connections: usize,
+    /// Connections in the background whose counts are still to be told, and their generations.
+    uncounted: VecDeque<(Slot, u32)>,
     /// The read in progress brought a whole frame, or a WebSocket ping or pong.
     was_heard: bool,
     counts: Counts,
@@ -102,6 +106,7 @@ impl State {
             renew_from: None,
             has_missed_pushes: false,
             behind_connections: 0,
+            uncounted: VecDeque::new(),
             was_heard: false,
             counts: Counts::default(),
         }
@@ -240,6 +245,9 @@ impl State {
             && let Some(hold) = self.connections[slot as usize].session.hold()
         {
             self.tell_presence(PresenceChange::Renewed(hold));
+        }
+        if let Some(ground) = self.actions.ground.take() {
+            self.change_ground(slot, ground);
         }
         if !self.actions.replies.is_empty() {
             let replies = self.actions.replies.split();
@@ -404,6 +412,7 @@ impl State {
         if std::mem::take(&mut self.has_missed_pushes) {
             self.tell_everybody_missed();
         }
+        self.tell_counts();
         self.renew_presence();
         self.report();
     }

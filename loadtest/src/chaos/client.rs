@@ -10,8 +10,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use bytes::BytesMut;
 use tidegate_proto::v1::{
-    Behind, Close, Error, History, HistoryReply, Login, LoginReply, Message, Ping, Receipt, Sync, SyncFrom, SyncReply,
-    Synced,
+    Behind, Close, Error, History, HistoryReply, Login, LoginReply, Message, Messages, NotifyNewMessages, Ping,
+    Receipt, Sync, SyncFrom, SyncReply, Synced,
 };
 use tidegate_proto::{Frame, Kind, frame};
 
@@ -458,6 +458,15 @@ impl Client {
         let nonsense = |_| Ending::Nonsense;
         let outcome = match kind {
             Kind::Message => frame.decode::<Message>().map(|message| self.see(&message, Via::Push)),
+            Kind::Messages => frame.decode::<Messages>().map(|joined| {
+                joined.messages.iter().for_each(|message| self.see(message, Via::Push));
+            }),
+            // Sync brings what a pull would.
+            Kind::NotifyNewMessages => frame.decode().map(|notice: NotifyNewMessages| {
+                let NotifyNewMessages { conversation_id, epoch, latest_seq, spread_ms } = notice;
+                let behind = Behind { conversation_id, epoch, last_seq: latest_seq, spread_ms, ..Behind::default() };
+                self.handle_behind(&behind, now_ms);
+            }),
             Kind::Close => {
                 let close: Close = frame.decode().map_err(nonsense)?;
                 *self.figures.closes.entry(close.code).or_default() += 1;

@@ -4,7 +4,7 @@
 //! is gone does nothing, and a shared frame is queued as a slice, never copied.
 
 use bytes::{Bytes, BytesMut};
-use tidegate_core::delivery::{ConnectionView, Encoded, Recipients, Settled, ShardInput, Ticket};
+use tidegate_core::delivery::{ConnectionView, Encoded, Ground, News, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{ConversationId, RoomId, Span, UserId};
 use tidegate_core::limits::DEPARTURES_MAX;
@@ -23,7 +23,7 @@ impl State {
     pub fn handle_inputs(&mut self, inputs: impl Iterator<Item = ShardInput>) {
         for input in inputs {
             match input {
-                ShardInput::Deliver { recipients, span, frame } => self.deliver(recipients, span, &frame),
+                ShardInput::Deliver { recipients, span, news, frame } => self.deliver(recipients, span, &news, &frame),
                 ShardInput::PushesMissed { of: None } => self.has_missed_pushes = true,
                 ShardInput::PushesMissed { of: Some(users) } => self.tell_missed(&users),
                 ShardInput::Membership { room, user, change, frame } => {
@@ -36,6 +36,7 @@ impl State {
                         connection.phase == Phase::Open && connection.session.handle_bind(&identity, &mut interests)
                     });
                     if is_bound {
+                        self.change_ground(connection.slot, identity.ground);
                         self.apply_interests(connection.slot, &mut interests);
                         if self.index.add_user(identity.user, connection.slot) == Edge::Yes {
                             self.links.routes.add(identity.user, self.id);
@@ -68,6 +69,7 @@ impl State {
                         if departed.is_some() {
                             connection.outbox.drop_held();
                             self.behind_connections -= usize::from(connection.behind.take().is_some());
+                            self.change_ground(ticket.connection.slot, Ground::Foreground);
                         }
                         self.depart(ticket.connection.slot, departed);
                         self.end_if_drained(ticket.connection.slot);
@@ -166,16 +168,25 @@ impl State {
         }
     }
 
-    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, frame: &Encoded) {
+    fn deliver(&mut self, recipients: Recipients, span: Option<Span>, news: &News, frame: &Encoded) {
         match recipients {
             Recipients::Users(one, other) => {
-                self.deliver_to_user(one, frame);
-                self.deliver_to_user(other, frame);
+                let conversation = ConversationId::Private { low: one.min(other), high: one.max(other) };
+                for user in [one, other] {
+                    let slots: smallvec::SmallVec<[Slot; 4]> = self.index.of_user(user).into();
+                    for slot in slots {
+                        if !self.passes_by(slot, conversation, span, news) {
+                            self.deliver_to_slot(slot, frame);
+                        }
+                    }
+                }
             }
             Recipients::Conversation(conversation) => {
                 let slots = self.index.take(&conversation);
                 for slot in &slots {
-                    self.deliver_of_many(*slot, conversation, span, frame);
+                    if !self.passes_by(*slot, conversation, span, news) {
+                        self.deliver_of_many(*slot, conversation, span, frame);
+                    }
                 }
                 self.index.put_back(&conversation, slots);
             }
@@ -277,16 +288,21 @@ impl State {
         let mut interests = Vec::new();
         // Whoever leaves still hears of it.
         if change == Membership::Left {
-            self.deliver(Recipients::Conversation(conversation), None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
         for slot in slots {
             if let Some(connection) = self.connections.get_mut(slot as usize) {
                 connection.session.handle_membership(room, change, &mut interests);
+                // In the background as well: the client would not know what the counts of a new room are about.
+                let is_in_background = connection.ground == Ground::Background;
                 self.apply_interests(slot, &mut interests);
+                if is_in_background {
+                    self.deliver_to_slot(slot, frame);
+                }
             }
         }
         if change == Membership::Joined {
-            self.deliver(Recipients::Conversation(conversation), None, frame);
+            self.deliver(Recipients::Conversation(conversation), None, &News::None, frame);
         }
     }
 
