@@ -307,14 +307,14 @@ impl<'a> Outgoing<'a> {
                         self.file_for(member, message, payload.clone());
                     }
                 }
-                self.to_everybody(message, epoch, gear, event, payload);
+                self.push_or_cache(message, epoch, gear, event, payload);
             }
-            ConversationId::Lobby(_) => self.to_everybody(message, epoch, gear, event, payload),
+            ConversationId::Lobby(_) => self.push_or_cache(message, epoch, gear, event, payload),
         }
     }
 
     /// Pushes a message of a room or lobby, or leaves it to be pulled. The system's are pushed in any case.
-    fn to_everybody(
+    fn push_or_cache(
         &mut self,
         message: &StoredMessage,
         epoch: Epoch,

@@ -254,12 +254,9 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let bytes_max = self.frame_bytes_max.saturating_sub(HEADS);
         pace.take_due(now, bytes_max, |conversation, held| {
             for (span, run) in pace::runs(&held, bytes_max) {
-                let (authors, frame) = match run {
-                    [only] => (Authors::One(only.sender), Encoded::push(buffer, Kind::Message, &only.payload)),
-                    many => {
-                        let authors = many.iter().map(|held| held.sender).collect();
-                        (Authors::Many(authors), Encoded::push(buffer, Kind::Messages, &joined(many)))
-                    }
+                let frame = match run {
+                    [only] => Encoded::push(buffer, Kind::Message, &only.payload),
+                    many => Encoded::push(buffer, Kind::Messages, &joined(many)),
                 };
                 let authors: SmallVec<[UserId; 16]> = run.iter().map(|held| held.sender).collect();
                 self.to_conversation(conversation, Some(span), News::by(&authors), frame, everywhere, batches);

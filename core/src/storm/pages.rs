@@ -110,7 +110,7 @@ impl<B: Backend, C: Clock> Pages<B, C> {
         };
         let count = page.chunks[at..].iter().take_while(fits).count();
         let chunks = page.chunks[at..at + count].iter().map(|chunk| &**chunk);
-        let to = chunks.clone().last().map_or(Seq(0), Chunk::last);
+        let to = chunks.clone().next_back().map_or(Seq(0), Chunk::last);
         let more = to > Seq(0) && to.next() < before;
         let index = 2 * at + usize::from(!more);
         let heading = Heading { conversation, epoch: page.epoch, latest: page.latest, more, gap: false };

@@ -40,7 +40,7 @@ impl State {
             _ => None,
         };
         let user = connection.session.user().filter(|_| connection.phase == Phase::Open);
-        if let (Some(span), Some(user)) = (span, user) {
+        if let (Some(place), Some(user)) = (place, user) {
             if connection.counts.is_none() {
                 self.uncounted.push_back((slot, connection.generation));
             }
