@@ -15,7 +15,7 @@ use tidegate_proto::v1::{self, SyncOutcome};
 use super::ask::Range;
 use super::line::Place;
 use super::marks::Marks;
-use storm::Storm;
+use storm::{Storm, Weather};
 
 /// Messages shown when a conversation is opened: about a screen.
 pub const OPENING_PAGE: u32 = 20;
@@ -57,6 +57,8 @@ pub enum Step {
     },
     /// Messages that were left out, ascending.
     Filled(Vec<v1::Message>),
+    /// A storm is over.
+    Weather(Weather),
     /// So many should exist and are not to be had.
     Lost(u64),
 }
@@ -245,8 +247,9 @@ impl Conversation {
         if let Some(steps) = self.show_ahead(&message) {
             return steps;
         }
-        self.newest = self.newest.max(message.seq);
         let mut steps = Vec::new();
+        steps.extend(self.end_of_signal(now, &message).map(Step::Weather));
+        self.newest = self.newest.max(message.seq);
         if message.seq <= self.last {
             return steps;
         }

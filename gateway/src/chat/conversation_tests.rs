@@ -52,7 +52,7 @@ fn shown(steps: &[Step]) -> Vec<u64> {
             Step::Older(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
             Step::Ahead(message) => seqs.push(message.seq),
             Step::Filled(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
-            Step::Passed(_) => {}
+            Step::Passed(_) | Step::Weather(_) => {}
             Step::Skipped(_) | Step::LeftOut { .. } | Step::Lost(_) => seqs.push(0),
         }
     }

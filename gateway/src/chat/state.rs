@@ -454,6 +454,7 @@ impl State {
                     self.show_left_out(id, count, here);
                     self.entry(id).handle_left_out(after, before);
                 }
+                Step::Weather(weather) => self.tell_weather(id, Some(weather)),
                 Step::Filled(messages) => self.show_filled(id, &messages, here),
                 Step::Older(messages) => {
                     if here && self.older_wanted {

@@ -333,6 +333,20 @@ class Following(unittest.TestCase):
         self.wait(2)
         self.check()
 
+    def test_a_push_says_that_a_storm_is_over_if_nothing_else_does(self):
+        self.server.say(LOBBY)
+        self.log_in()
+        self.server.say(LOBBY, 50)
+        self.notice()
+        self.wait(2)
+        self.server.say(LOBBY, 3)
+        self.follower.handle("KIND_BEHIND", WIRE.Behind(conversation_id=LOBBY))
+        self.wait(2)
+        self.follower.handle("KIND_MESSAGE", self.server.say(LOBBY))
+        self.wait(2)
+        self.check()
+        self.assertEqual(self.server.asked, [])
+
     def test_a_reconnect_in_a_storm_asks_from_before_the_gap(self):
         self.log_in()
         self.server.say(LOBBY, 50)

@@ -424,10 +424,9 @@ class Follower:
             return kind
 
     def handle(self, kind: str, push) -> None:
-        if kind == "KIND_MESSAGE":
-            self._take(push)
-        elif kind == "KIND_MESSAGES":
-            for message in push.messages:
+        if kind in ("KIND_MESSAGE", "KIND_MESSAGES"):
+            for message in [push] if kind == "KIND_MESSAGE" else push.messages:
+                self._end_of_signal(message)
                 self._take(message)
         elif kind == "KIND_NOTIFY_NEW_MESSAGES":
             self._notified(push)
@@ -584,6 +583,14 @@ class Follower:
         is_missing = (changed.epoch, changed.from_seq) > (place.epoch, place.newest + 1)
         if is_missing or place.beyond and place.gear != GEAR_SIGNAL:
             self._pull_soon(place)  # And what was left out with it.
+
+    def _end_of_signal(self, message) -> None:
+        """Only the system's messages are pushed in signal gear: a new one of somebody's says that the gear has changed."""
+        place = self._place(message.conversation_id)
+        if place.gear == GEAR_SIGNAL and message.sender_id and message.epoch == place.epoch and message.seq > place.newest:
+            place.gear = 0
+            if place.beyond or message.seq > place.newest + 1:
+                self._pull_soon(place)
 
     def _pull_soon(self, place: _Place) -> None:
         """At the next phase, but not earlier than a spread after the last Pull."""

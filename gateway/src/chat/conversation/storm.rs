@@ -126,7 +126,7 @@ impl Storm {
 
     fn fill_soon(&mut self, now: Instant) {
         self.fill_at = None;
-        if self.left_out > 0 && self.gear == Gear::Direct {
+        if self.left_out > 0 && !self.is_signal() {
             self.fill_at = Some(self.phase.map_or(now + FILL_SPREAD, |phase| phase.next(now, FILL_SPREAD)));
         }
     }
@@ -235,6 +235,18 @@ impl Conversation {
         let weather = self.shift(now, phase, Gear::try_from(changed.gear).unwrap_or(Gear::Direct));
         // Those before the change came in the old way, or not at all.
         self.hear_of(now, changed.epoch, changed.from_seq.saturating_sub(1));
+        weather
+    }
+
+    /// Nobody's messages are pushed in signal gear: one that is, and is news, says that the gear has changed, even if the
+    /// connection did not keep up with being told.
+    pub(super) fn end_of_signal(&mut self, now: Instant, message: &v1::Message) -> Option<Weather> {
+        let phase = self.storm.phase?;
+        if !self.storm.is_signal() || message.sender_id == 0 || message.seq <= self.newest {
+            return None;
+        }
+        let weather = self.shift(now, phase, Gear::Direct);
+        self.hear_of(now, message.epoch, message.seq - 1);
         weather
     }
 
@@ -390,7 +402,7 @@ impl Conversation {
         self.storm.trim_ahead(self.last);
         if self.storm.holes.is_empty() {
             self.storm.forget_holes();
-        } else if self.storm.gear == Gear::Direct {
+        } else if !self.storm.is_signal() {
             self.fetch = Fetch::Due { at: now, want: Want::Fill, tries: 0 };
         }
         self.drain_held(&mut steps);

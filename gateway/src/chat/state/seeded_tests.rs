@@ -68,6 +68,8 @@ struct World {
     /// How messages travel, where not each by itself, and those that wait to be pushed together.
     gears: BTreeMap<&'static str, Gear>,
     merging: BTreeMap<&'static str, Vec<v1::Message>>,
+    /// Changes of gear that the connection did not keep up with.
+    unheard: BTreeSet<&'static str>,
     has_storms: bool,
     /// In signal gear so many are said at a time.
     burst: usize,
@@ -104,6 +106,7 @@ impl World {
             online: false,
             gears: BTreeMap::new(),
             merging: BTreeMap::new(),
+            unheard: BTreeSet::new(),
             has_storms,
             burst: 0,
         };
@@ -172,6 +175,7 @@ impl World {
         let chance = u32::try_from(self.chance.next() >> 32).unwrap();
         self.behind.clear();
         self.merging.clear();
+        self.unheard.clear();
         self.online = true;
         self.state.handle_login(self.now, login, &standing.positions, chance);
     }
@@ -231,11 +235,13 @@ impl World {
         }
     }
 
-    /// Another gear; nobody who is online misses it.
+    /// Another gear, of which a connection that does not keep up hears nothing.
     fn shift(&mut self, place: &'static str, gear: Gear) {
         self.flush(place);
         self.gears.insert(place, gear);
-        if self.online {
+        if self.online && self.chance.one_in(4) {
+            self.unheard.insert(place);
+        } else if self.online {
             let from_seq = self.stored[place].len() as u64 + 1;
             let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear: gear.into(), from_seq };
             self.state.handle_push(self.now, Push::GearChanged(changed));
@@ -304,6 +310,10 @@ impl World {
             self.behind.clear();
             let wait = Duration::from_millis(self.chance.next() % 1000);
             return self.state.handle_push(self.now, Push::Behind(v1::Behind::default(), wait));
+        }
+        for place in std::mem::take(&mut self.unheard) {
+            let behind = v1::Behind { conversation_id: place.to_owned(), ..Default::default() };
+            self.state.handle_push(self.now, Push::Behind(behind, Duration::ZERO));
         }
         for (place, after_seq) in std::mem::take(&mut self.behind) {
             let last_seq = self.stored[place].len() as u64;
@@ -459,6 +469,13 @@ impl World {
             OPEN.into_iter().for_each(|place| self.shift(place, Gear::Direct));
         }
         self.tell_behind();
+        if self.has_storms {
+            // Who heard nothing of the calm hears somebody speak.
+            for place in OPEN {
+                let message = self.store(place, BEN);
+                self.state.handle_push(self.now, Push::Message(message));
+            }
+        }
         for _ in 0..400 {
             self.answer_one();
             self.tick();
