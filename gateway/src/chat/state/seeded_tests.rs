@@ -242,10 +242,15 @@ impl World {
         if self.online && self.chance.one_in(4) {
             self.unheard.insert(place);
         } else if self.online {
-            let from_seq = self.stored[place].len() as u64 + 1;
-            let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear: gear.into(), from_seq };
-            self.state.handle_push(self.now, Push::GearChanged(changed));
+            self.tell_gear(place);
         }
+    }
+
+    fn tell_gear(&mut self, place: &'static str) {
+        let from_seq = self.stored[place].len() as u64 + 1;
+        let gear = self.gears[place].into();
+        let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear, from_seq };
+        self.state.handle_push(self.now, Push::GearChanged(changed));
     }
 
     /// Something of a storm happens, where it may.
@@ -469,9 +474,12 @@ impl World {
             OPEN.into_iter().for_each(|place| self.shift(place, Gear::Direct));
         }
         self.tell_behind();
-        if self.has_storms {
-            // Who heard nothing of the calm hears somebody speak.
-            for place in OPEN {
+        let stormy = if self.has_storms { &OPEN[..] } else { &[] };
+        for place in stormy {
+            // It is heard of the calm, or somebody speaks.
+            if self.chance.one_in(2) {
+                self.tell_gear(place);
+            } else {
                 let message = self.store(place, BEN);
                 self.state.handle_push(self.now, Push::Message(message));
             }
