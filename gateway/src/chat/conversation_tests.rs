@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
+use super::fetch::FETCH_TIMEOUT;
 use super::*;
 use crate::chat::marks::RECEIPT_INTERVAL;
 
