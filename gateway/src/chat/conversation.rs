@@ -131,7 +131,14 @@ impl Conversation {
 
     /// Whether something is wanted or under way.
     pub fn is_busy(&self) -> bool {
-        self.fetch != Fetch::Idle || self.behind.is_some() || self.storm.is_busy()
+        // A pull that only looks for more is nothing to wait for.
+        let is_pulled_for = self.storm.is_pull_due() && (!self.known || self.newest > self.last);
+        self.fetch != Fetch::Idle || self.behind.is_some() || is_pulled_for || self.storm.is_fill_due()
+    }
+
+    /// Whether [`Self::due_want`] may want something in time.
+    pub fn waits(&self) -> bool {
+        self.is_busy() || self.storm.is_pull_due()
     }
 
     fn is_fetching(&self) -> bool {

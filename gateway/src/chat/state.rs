@@ -150,7 +150,7 @@ impl State {
     /// Whether [`Self::handle_tick`] may have something to do.
     #[must_use]
     pub fn waits(&self) -> bool {
-        !self.is_at_rest() || self.conversations.values().any(Conversation::owes_receipt)
+        !self.is_at_rest() || self.conversations.values().any(|c| c.owes_receipt() || c.waits())
     }
 
     /// The connection is gone; what it was asked is unanswered for ever.

@@ -593,11 +593,11 @@ class Follower:
                 self._pull_soon(place)
 
     def _pull_soon(self, place: _Place) -> None:
-        """At the next phase, but not earlier than a spread after the last Pull."""
+        """At the next phase that the last Pull, which may have been late, was not meant for."""
         if place.pull_at is None:
-            now, spread_s = self._clock(), place.spread_ms / 1000
-            at = now + (self._phase * spread_s - now) % spread_s
-            place.pull_at = max(at, place.pulled_at + spread_s)
+            spread_s = place.spread_ms / 1000
+            start = max(self._clock(), place.pulled_at + spread_s / 2)
+            place.pull_at = start + (self._phase * spread_s - start) % spread_s
 
     def pull(self) -> bool:
         """Pulls where it is due. Returns whether it was anywhere."""
@@ -633,7 +633,7 @@ class Follower:
         if reply.more and reply.to_seq > after:
             return self._pull(id)
         if place.gear == GEAR_SIGNAL:
-            if reply.latest_seq > place.newest:
+            if place.newest > after or reply.latest_seq > place.newest:
                 self._pull_soon(place)
             return
         self._fill(id)

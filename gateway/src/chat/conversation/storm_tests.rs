@@ -93,11 +93,19 @@ fn pulls_come_at_the_own_phase_and_once_per_spread() {
     assert_eq!(desk.pulled(&asked, reply(3..=6, 6)), ["4", "5", "6"]);
     desk.wait(100);
     assert_eq!(desk.asks(), None, "what the notice told of is here");
+    assert!(desk.c.waits() && !desk.c.is_busy(), "more may come");
     desk.notice(7);
-    desk.wait(899);
-    assert_eq!(desk.asks(), None, "a spread after the last one");
+    desk.wait(898);
+    assert_eq!(desk.asks(), None, "at the next phase");
+    desk.wait(30);
+    let (_, asked) = desk.asks().unwrap();
+    assert_eq!(desk.pulled(&asked, reply(7..=7, 7)), ["7"]);
+    desk.wait(970);
+    assert_eq!(desk.asks(), None);
     desk.wait(1);
-    assert!(desk.asks().is_some());
+    let (_, asked) = desk.asks().expect("while something comes no notice is needed, and the phase stays");
+    assert_eq!(desk.pulled(&asked, reply(7..=7, 7)), [""; 0]);
+    assert!(!desk.c.waits(), "until the next notice");
 }
 
 #[test]
