@@ -155,6 +155,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let payload_bytes: usize = events.iter().map(payload_len).sum();
         let mut buffer = BytesMut::with_capacity(payload_bytes + events.len() * (HEAD_BYTES + 10));
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
+        // The room or lobby of the latest run of messages, its newest one, and how many watch it here.
+        let mut pushed: Option<(ConversationId, Place, u32)> = None;
         for event in events {
             match event {
                 PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
@@ -165,11 +167,18 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
                         continue;
                     }
-                    self.pulls.tails.pushed(conversation, place);
-                    let watchers = self.routes.watchers(&conversation).count;
-                    if watchers > 0 {
+                    // Asked once for a run of messages, not for each.
+                    let watched = match pushed {
+                        Some((last, _, watched)) if last == conversation => watched,
+                        _ => {
+                            self.tell_pushed(pushed);
+                            self.routes.watchers(&conversation).count
+                        }
+                    };
+                    pushed = Some((conversation, place, watched));
+                    if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
-                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let pause_ms = pace::pause_ms(watched, merge_ms);
                         let held = Held { place, sender, is_direct: pause_ms == 0, payload };
                         pace.hold(now, conversation, pause_ms, held);
                     }
@@ -242,8 +251,15 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                 }
             }
         }
+        self.tell_pushed(pushed);
         self.take_due(now, pace, &mut buffer, everywhere, &mut batches);
         (batches, heard)
+    }
+
+    fn tell_pushed(&self, pushed: Option<(ConversationId, Place, u32)>) {
+        if let Some((conversation, newest, _)) = pushed {
+            self.pulls.tails.pushed(conversation, newest);
+        }
     }
 
     /// Frames what has waited long enough: a message that is alone as it is, those of a moment together.

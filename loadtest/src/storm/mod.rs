@@ -1,14 +1,15 @@
 //! The lobby storm: one lobby with very many watchers, a rate that climbs through all gears and comes back, and a judge
 //! who wants everything shown in time, nothing lost, and no watcher to pay more than the cap.
 //!
-//! Reading order: [`run`] sets the stage and concludes; [`ramp`] says what is due when; [`crowd`] is the threads, each
-//! with a [`lane`] that sends ([`lane`]), receives ([`receive`]) and pulls ([`pulls`]) for its [`watcher`]s; [`judge`] and
-//! [`verdict`] decide; [`rows`] and [`result`] are the figures, [`page`] and [`plot`] draw them.
+//! Reading order: [`run`] sets the stage; [`ramp`] says what is due when; [`crowd`] is the threads, each a [`thread`]
+//! with a [`lane`] that sends ([`lane`]), receives ([`receive`]) and pulls ([`pulls`]) for its [`watcher`]s; [`judge`],
+//! [`verdict`] and [`conclude`] decide; [`rows`] and [`result`] are the figures, [`page`] and [`plot`] draw them.
 //!
 //! What always holds: messages are due at times fixed beforehand; a message's content is checked once per distinct body
 //! and each watcher keeps only which sequences it saw; what was left out live is filled afterwards and counted apart.
 
 mod bodies;
+mod conclude;
 mod crowd;
 mod dial;
 mod history;
@@ -21,12 +22,14 @@ mod line;
 mod options;
 mod page;
 mod plot;
+mod probe;
 mod pulls;
 mod ramp;
 mod receive;
 mod result;
 mod rows;
 mod series;
+mod thread;
 mod verdict;
 mod watcher;
 mod wheel;
@@ -43,23 +46,21 @@ pub use page::write_page;
 pub use result::{StormResult, table};
 
 use crate::clock::as_ns;
-use crate::finding::{Fault, Findings};
+use crate::finding::Findings;
 use crate::pacer::Random;
 use crate::process;
 use crate::progress::Bar;
 use crate::scenario::Stage;
-use crate::scenario::traffic::fail_reasons;
 use crate::setup::Http;
-use crowd::{Crowd, Filling, Outcome, Plan};
+use conclude::{Run, conclude};
+use crowd::{Crowd, Filling, Plan};
 use dial::Addresses;
 use history::Reader;
-use judge::{Evidence, Fate, judge};
 use ledger::{Ledger, Origin};
+use probe::ServerProbe;
 use ramp::Ramp;
-use result::{Pairs, Pulls, StormGenerator, StormServer};
-use rows::{GEARS, Percentiles, ServerSample};
-use series::Latency;
-use verdict::{Ending, SignalBytes, StormSettings};
+use rows::GEARS;
+use verdict::StormSettings;
 
 /// Time for the threads to hear of the start, and for the connecting to calm down.
 const START_DELAY_NS: u64 = 1_000_000_000;
@@ -236,200 +237,4 @@ fn fill(
         line.show(|| format!("{done} of {watchers} watchers filled, {} messages", crowd.sum(|live| &live.filled)));
     }
     Ok(stored)
-}
-
-/// What a run brought besides the lanes' outcome.
-struct Run {
-    connect_s: f64,
-    fill_s: f64,
-    busy_s: Option<f64>,
-    stored: Option<(Ledger, u64)>,
-    findings: Findings,
-    probe: ServerProbe,
-}
-
-/// The verdict and the figures.
-fn conclude(
-    stage: &Stage<'_>,
-    options: &StormOptions,
-    ramp: &Ramp,
-    settings: StormSettings,
-    mut outcome: Outcome,
-    run: Run,
-) -> StormResult {
-    let Run { connect_s, fill_s, busy_s, stored, mut findings, probe } = run;
-    let is_interrupted = stage.stop.load(Ordering::Relaxed) || stored.is_none();
-    findings.merge(std::mem::take(&mut outcome.findings));
-    let mut fates = vec![Fate::NeverWritten; ramp.messages() as usize];
-    for (number, fate) in &outcome.fates {
-        fates[*number as usize] = *fate;
-    }
-    let (mut messages, judged) = match &stored {
-        Some((history, last_seq)) => judge(&Evidence {
-            history,
-            last_seq: *last_seq,
-            fates: &fates,
-            ledgers: &outcome.ledgers,
-            ends: &outcome.ends,
-        }),
-        None => Default::default(),
-    };
-    if is_interrupted {
-        // Commands that were under way are no fault of the server's.
-        findings = Findings::default();
-        messages.accepted = fates.iter().filter(|fate| matches!(fate, Fate::Accepted(_))).count() as u64;
-    } else {
-        findings.merge(judged);
-    }
-    if messages.never_written > 0 && !is_interrupted && findings.is_empty() {
-        let count = messages.never_written;
-        findings.add(Fault::Unanswered, || format!("{count} messages were never written: their connections were full"));
-    }
-
-    let watchers = u64::from(options.connections);
-    let series = &outcome.series;
-    let seconds = rows::seconds(series, ramp, watchers, &probe.samples);
-    let slices = rows::slices(series, ramp.length_s(), watchers);
-    let (gears, percentiles) = rows::gears(series, &seconds);
-    let signal_bytes = signal_bytes(&outcome.signal_bytes_per_s);
-    let conditions = vec![
-        verdict::sets_equal(&messages, &findings),
-        verdict::bytes_capped(settings, signal_bytes),
-        verdict::visible_in_time(settings, &slices),
-    ];
-    let generator = generator_use(series, ramp.length_s());
-    let voids = verdict::void_reasons(generator.busiest_thread_cores, generator.lateness.p99_ms);
-    let ending = match (is_interrupted, outcome.is_unsettled) {
-        (true, _) => Ending::Interrupted,
-        (_, true) => Ending::Unsettled,
-        _ => Ending::Whole,
-    };
-    let mut reasons = Vec::new();
-    if ending == Ending::Unsettled {
-        reasons.push(format!("nothing more happened for {:?} though not everything had come", options.patience));
-    }
-    if !is_interrupted {
-        reasons.extend(fail_reasons(&findings));
-        reasons.extend(StormResult::broken(&conditions));
-        reasons.extend(voids.iter().cloned());
-    }
-    let all = || series.0.iter();
-    let mut ack = Latency::default();
-    all().for_each(|second| ack.merge(&second.ack));
-    StormResult {
-        verdict: verdict::verdict(&conditions, &voids, ending),
-        reasons,
-        conditions,
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        parameters: options.clone(),
-        settings,
-        connect_s,
-        fill_s,
-        messages,
-        pairs: Pairs {
-            shown: outcome.shown,
-            live_share: outcome.shown as f64 / (messages.accepted * watchers).max(1) as f64,
-            filled: outcome.filled,
-            repeated_pushes: outcome.repeated_pushes,
-        },
-        signal_bytes,
-        ack: Percentiles::of(&ack),
-        gears,
-        shifts: outcome.shifts,
-        slices,
-        percentiles,
-        pulls: Pulls {
-            asked: all().map(|second| second.pulls).sum(),
-            notices: all().map(|second| second.notices).sum(),
-            gaps: outcome.gaps,
-            slow_downs: all().map(|second| second.slow_downs).sum(),
-            behinds: all().map(|second| second.behinds).sum(),
-            bodies_distinct: outcome.bodies.0,
-            bodies_recognised: outcome.bodies.1,
-            http_connections: outcome.http_opened,
-        },
-        seconds,
-        whole: outcome.whole,
-        findings,
-        server: probe.conclude(ramp.length_s()),
-        generator,
-        host_cores_busy: busy_s,
-    }
-}
-
-fn signal_bytes(per_s: &[f64]) -> Option<SignalBytes> {
-    (!per_s.is_empty()).then(|| SignalBytes {
-        watchers: per_s.len() as u64,
-        mean_per_s: per_s.iter().sum::<f64>() / per_s.len() as f64,
-        max_per_s: per_s.iter().copied().fold(0.0, f64::max),
-    })
-}
-
-/// During the ramp alone.
-fn generator_use(series: &series::Series, length_s: f64) -> StormGenerator {
-    let seconds = &series.0[..series.0.len().min(length_s.ceil() as usize)];
-    let mut lateness = Latency::default();
-    seconds.iter().for_each(|second| lateness.merge(&second.lateness));
-    StormGenerator {
-        cpu_s: seconds.iter().map(|second| second.cpu_sum_s).sum(),
-        busiest_thread_cores: seconds.iter().map(|second| second.cpu_s).sum::<f64>() / (seconds.len().max(1)) as f64,
-        busiest_second_cores: seconds.iter().map(|second| second.cpu_s).fold(0.0, f64::max),
-        lateness: Percentiles::of(&lateness),
-    }
-}
-
-/// Watches the server's process.
-struct ServerProbe {
-    pid: Option<u32>,
-    rss_start_bytes: u64,
-    rss_connected_bytes: u64,
-    last: Option<(Instant, f64)>,
-    samples: Vec<ServerSample>,
-}
-
-impl ServerProbe {
-    fn new(pid: Option<u32>) -> Self {
-        let rss_start_bytes = pid.and_then(process::rss_bytes).map_or(0, |(now, _)| now);
-        Self { pid, rss_start_bytes, rss_connected_bytes: 0, last: None, samples: Vec::new() }
-    }
-
-    fn is_connected(&mut self) {
-        self.rss_connected_bytes = self.pid.and_then(process::rss_bytes).map_or(0, |(now, _)| now);
-    }
-
-    /// Takes the sample of each second that has ended.
-    fn sample(&mut self, seconds: u64) {
-        let Some(pid) = self.pid else { return };
-        if self.last.is_some() && seconds <= self.samples.len() as u64 {
-            return;
-        }
-        let Some((cpu_s, rss)) = process::cpu_seconds(pid).zip(process::rss_bytes(pid)) else { return };
-        let now = Instant::now();
-        if let Some((then, cpu_then_s)) = self.last {
-            let cores = (cpu_s - cpu_then_s) / now.duration_since(then).as_secs_f64().max(1e-3);
-            let sample = ServerSample { cores, rss_bytes: rss.0 };
-            // Seconds that were missed because this thread got no turn are like the next one.
-            self.samples.resize(usize::try_from(seconds).expect("a run is shorter than 2^32 s"), sample);
-        }
-        self.last = Some((now, cpu_s));
-    }
-
-    /// For the live display.
-    fn in_words(&self) -> String {
-        let Some(sample) = self.samples.last() else { return String::new() };
-        format!("; server {:.2} cores, {:.0} MiB", sample.cores, crate::report::mib(sample.rss_bytes))
-    }
-
-    fn conclude(&self, length_s: f64) -> Option<StormServer> {
-        let pid = self.pid?;
-        let ramp = &self.samples[..self.samples.len().min(length_s.ceil() as usize)];
-        Some(StormServer {
-            cpu_s: ramp.iter().map(|sample| sample.cores).sum(),
-            cores_max: ramp.iter().map(|sample| sample.cores).fold(0.0, f64::max),
-            rss_start_bytes: self.rss_start_bytes,
-            rss_connected_bytes: self.rss_connected_bytes,
-            rss_ramp_max_bytes: ramp.iter().map(|sample| sample.rss_bytes).max().unwrap_or(0),
-            rss_peak_bytes: process::rss_bytes(pid).map_or(0, |(_, peak)| peak),
-        })
-    }
 }

@@ -195,8 +195,9 @@ impl Plot {
         let (middle_x, middle_y) = ((LEFT + right) / 2.0, (TOP + bottom) / 2.0);
         write!(out, "<text class=\"x\" x=\"{middle_x}\" y=\"{}\">{}</text>", HEIGHT - 8.0, self.x.label)?;
         write!(out, "<text class=\"x\" transform=\"translate(14 {middle_y}) rotate(-90)\">{}</text>", self.y.label)?;
-        for line in &self.lines {
-            self.draw_line(out, line)?;
+        for (index, line) in self.lines.iter().enumerate() {
+            // The first is broad, so that another on top of it does not hide it.
+            self.draw_line(out, line, if index == 0 { " first" } else { "" })?;
         }
         if let Some((value, text)) = &self.bound
             && let Some(y) = self.y(*value)
@@ -207,7 +208,7 @@ impl Plot {
         write!(out, "<path class=\"axis\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/></svg>")
     }
 
-    fn draw_line(&self, out: &mut String, line: &Line) -> std::fmt::Result {
+    fn draw_line(&self, out: &mut String, line: &Line, class: &str) -> std::fmt::Result {
         let places: Vec<Option<(f64, f64)>> =
             line.points.iter().map(|(x, y)| Some((self.x(*x)?, self.y((*y)?)?))).collect();
         let mut path = String::new();
@@ -217,7 +218,7 @@ impl Plot {
             write!(path, "{}{x:.1} {y:.1}", if is_begun { 'L' } else { 'M' })?;
         }
         let colour = line.colour;
-        write!(out, "<path class=\"line c{colour}\" d=\"{path}\"/>")?;
+        write!(out, "<path class=\"line c{colour}{class}\" d=\"{path}\"/>")?;
         for ((x, y), place) in line.points.iter().zip(&places) {
             let (Some(y), Some((at_x, at_y))) = (y, place) else { continue };
             let x = match self.x.scale {

@@ -52,7 +52,8 @@ impl Lane {
             return;
         }
         let (after_seq, before_seq) = match self.phase {
-            Phase::Live => (watcher.seen.last(), 0),
+            // Pushes behind it have come meanwhile; the newest is no longer where it was left.
+            Phase::Live => watcher.unpushed.take().unwrap_or((watcher.seen.last(), 0)),
             Phase::Filling(last_seq) => match watcher.seen.first_gap(last_seq) {
                 Some((first, last)) => (first - 1, last + 1),
                 None => return self.end_filling(index),

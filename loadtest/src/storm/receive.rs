@@ -208,7 +208,9 @@ impl Lane {
         let new = self.show(index, runs, now_ns);
         self.bodies = bodies;
         self.gaps += u64::from(reply.gap);
-        let (more, has_notice) = (reply.more, self.watchers[index].has_notice);
+        let watcher = &self.watchers[index];
+        // Where something came, more may come: it pulls on until nothing does.
+        let (more, has_notice) = (reply.more, watcher.has_notice || (new > 0 && watcher.gear == Gear::Signal));
         match self.phase {
             Phase::Filling(_) if new == 0 && self.watchers[index].is_filling => {
                 // An answer without anything new: not at once again, and patience ends it.
@@ -264,8 +266,6 @@ impl Lane {
         let notice: NotifyNewMessages = prost::Message::decode(payload).unwrap_or_default();
         self.second(now_ns).notices += 1;
         self.latest_seq = self.latest_seq.max(notice.latest_seq);
-        // One who came when the lobby was in this gear already was not told of a change.
-        self.shift(index, Gear::Signal, notice.latest_seq, now_ns);
         if notice.latest_seq > self.watchers[index].seen.last() {
             self.notice(index, notice.spread_ms, now_ns);
         }
@@ -280,6 +280,8 @@ impl Lane {
         self.shift(index, changed.gear(), changed.from_seq, now_ns);
         if was_signal && changed.gear() != Gear::Signal {
             // The messages before it were not pushed.
+            let last = self.watchers[index].seen.last();
+            self.watchers[index].unpushed = (last + 1 < changed.from_seq).then_some((last, changed.from_seq));
             let spread_ms = self.watchers[index].spread_ns / 1_000_000;
             self.notice(index, u32::try_from(spread_ms).unwrap_or(u32::MAX), now_ns);
         }

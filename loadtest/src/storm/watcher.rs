@@ -53,6 +53,8 @@ pub struct Watcher {
     pub pull: Pull,
     /// There was a notice since it asked.
     pub has_notice: bool,
+    /// It left signal gear: what lies between these two was neither pushed nor pulled yet.
+    pub unpushed: Option<(u64, u64)>,
     /// It is filling its gaps.
     pub is_filling: bool,
     /// When it asked last.
@@ -118,6 +120,7 @@ impl Watcher {
             phase_ns: new.phase_ns,
             pull: Pull::Idle,
             has_notice: false,
+            unpushed: None,
             is_filling: false,
             asked_ns: 0,
             spread_ns: 0,
