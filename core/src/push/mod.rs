@@ -161,7 +161,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
                         continue;
                     }
-                    self.pulls.tails.pushed(conversation, place);
+                    self.pulls.tails.pushed(conversation, place, gear);
                     let watchers = self.routes.watchers(&conversation).count;
                     if watchers > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };

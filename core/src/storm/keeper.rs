@@ -20,7 +20,7 @@ use tidegate_proto::v1::{self, Gear};
 use tokio::sync::Notify;
 
 use super::rules::{StormRule, StormRules};
-use super::tail::{Tail, ToJson};
+use super::tail::{Life, LiveTail, Tail, ToJson};
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardInput};
 use crate::ids::{ConversationId, Millis, Place, Seq};
@@ -64,7 +64,8 @@ struct Slot {
 #[derive(Default)]
 struct State {
     tail: Option<Arc<Tail>>,
-    is_signal: bool,
+    /// While the conversation is in signal gear: the life of what shards are given.
+    storm: Option<Life>,
     /// The newest message this gateway has heard of.
     heard: Option<Place>,
     /// Something may have been missed: what is known has to be fetched anew.
@@ -102,7 +103,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         let is_watched = self.routes.watchers(&conversation).count > 0;
         let Some(slot) = self.slot(conversation, is_watched) else { return };
         let mut state = slot.lock();
-        state.is_signal = true;
+        state.storm.get_or_insert_default();
         state.spread_ms = spread_ms;
         state.noticed = state.noticed.max(Some(latest));
         state.hear(latest, self.clock.now());
@@ -113,14 +114,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
     pub fn shifted(&self, conversation: ConversationId, gear: Gear, from: Place) {
         let Some(slot) = self.slot(conversation, false) else { return };
         let mut state = slot.lock();
-        state.is_signal = gear == Gear::Signal;
+        state.is_in(gear);
         state.hear(Place { seq: Seq(from.seq.0.saturating_sub(1)), ..from }, self.clock.now());
     }
 
-    /// A message was pushed.
-    pub fn pushed(&self, conversation: ConversationId, place: Place) {
+    /// A message was pushed, in a gear.
+    pub fn pushed(&self, conversation: ConversationId, place: Place, gear: Gear) {
         if let Some(slot) = self.slot(conversation, false) {
-            slot.lock().hear(place, self.clock.now());
+            let mut state = slot.lock();
+            state.is_in(gear);
+            state.hear(place, self.clock.now());
         }
     }
 
@@ -158,7 +161,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 return state.tail.clone().ok_or_else(|| away("it did not answer a moment ago"));
             }
             state.is_doubtful = false;
-            (state.tail.clone(), state.is_signal)
+            (state.tail.clone(), state.storm.is_some())
         };
         metrics::counter!(meter::PULL_FETCHES).increment(1);
         let fetched = self.ask_stores(slot, known.as_deref(), is_signal).await;
@@ -243,7 +246,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 self.slots().remove(&conversation);
                 return None;
             }
-            if watchers.count == 0 || (!state.is_signal && !state.owes_notice()) {
+            if watchers.count == 0 || (state.storm.is_none() && !state.owes_notice()) {
                 return Some(Millis(now.0 + IDLE_MS));
             }
             state.tail.clone()
@@ -255,7 +258,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         let is_new = before.is_none_or(|before| before.latest() != tail.latest());
         let mut notice = None;
         let mut next = Millis(now.0 + look_ms(&slot.rule));
-        {
+        let storm = {
             let mut state = slot.lock();
             if state.is_behind(&tail) {
                 // A store is away. Nobody is told of what cannot be pulled.
@@ -273,10 +276,14 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
             } else {
                 next = next.min(Millis(tell_at));
             }
-        }
+            state.storm.clone()
+        };
         if is_new || notice.is_some() {
+            // In another gear than signal the messages since are pushed, and a shard's tail would stay what it is.
+            let live = storm.map(|life| LiveTail { tail: Arc::clone(&tail), life });
             for shard in watchers.shards.iter() {
-                let mut batch = vec![ShardInput::Tail { conversation, tail: Some(Arc::clone(&tail)) }];
+                let mut batch = Vec::new();
+                batch.extend(live.clone().map(|tail| ShardInput::Tail { conversation, tail: Some(tail) }));
                 batch.extend(notice.clone().map(|frame| ShardInput::Deliver {
                     recipients: Recipients::Conversation(conversation),
                     span: None,
@@ -337,11 +344,20 @@ impl State {
         self.heard_at = now;
     }
 
+    /// A storm is over as soon as the gear is another.
+    fn is_in(&mut self, gear: Gear) {
+        if gear == Gear::Signal {
+            self.storm.get_or_insert_default();
+        } else if let Some(life) = self.storm.take() {
+            life.end();
+        }
+    }
+
     /// The tail, if nothing is known that is not in it.
     fn fresh_tail(&self, rule: &StormRule, now: Millis) -> Option<Arc<Tail>> {
         let tail = self.tail.as_ref()?;
         // While the storm goes on there is more in the cache than the last notice said.
-        let goes_on = self.is_signal && now.0.saturating_sub(self.heard_at.0) <= 2 * notice_ms(rule);
+        let goes_on = self.storm.is_some() && now.0.saturating_sub(self.heard_at.0) <= 2 * notice_ms(rule);
         let is_due = goes_on && now.0.saturating_sub(self.fetched_at.0) >= look_ms(rule);
         (!self.is_behind(tail) && !is_due).then(|| Arc::clone(tail))
     }

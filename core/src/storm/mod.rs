@@ -21,4 +21,4 @@ pub use keeper::TailKeeper;
 pub use pages::Pages;
 pub use pulls::{Pulled, Pulls};
 pub use rules::{StormRule, StormRules};
-pub use tail::{Format, Tag, Tail};
+pub use tail::{Format, Life, LiveTail, Tag, Tail};

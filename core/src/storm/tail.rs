@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -122,6 +123,32 @@ pub struct Tail {
     chunks: VecDeque<Arc<Chunk>>,
     /// By where they begin: behind a gap, at each chunk, and nothing at all.
     answers: Answers,
+}
+
+/// A tail as shards hold it: what they are told of the gear may be overtaken by a tail that was fetched before, therefore
+/// it lives no longer than the storm.
+#[derive(Clone, Debug)]
+pub struct LiveTail {
+    /// What pulls are answered with.
+    pub tail: Arc<Tail>,
+    /// Until when.
+    pub life: Life,
+}
+
+/// A conversation's time in signal gear, shared by all that must not outlive it.
+#[derive(Clone, Debug, Default)]
+pub struct Life(Arc<AtomicBool>);
+
+impl Life {
+    /// Whether the gear is another now.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 impl Tail {

@@ -146,6 +146,54 @@ async fn in_merged_gear_the_system_takes_with_it_what_waits() {
     world.gateway.stop().await;
 }
 
+/// The gear has gone back while a notice was still to come: pulls are answered with what is newest all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_storm_pulls_bring_what_was_pushed_since() {
+    let rule = "storm.rules=lobby_main gears=direct+signal merged_per_s=20 signal_per_s=20 window_ms=200 calm_ms=50 \
+                notice_ms=20 spread_ms=700";
+    let world = support::embedded(&[rule]);
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut watcher = Client::open(world.address).await;
+    watcher.login(&ben, "pc", &["lobby_main"]).await;
+    let mut writer = Writer::new(&world, &anna, "lobby_main").await;
+    writer.burst(30).await;
+    let mut latest_told = 0;
+    // Into the storm, where the first notice comes at once, and out of it, where the second has to wait for its turn.
+    for gear in [Gear::Signal, Gear::Direct] {
+        loop {
+            let push = watcher.push().await;
+            if push.head.kind == Kind::NotifyNewMessages as u8 {
+                latest_told = v1::NotifyNewMessages::decode(push.payload).unwrap().latest_seq;
+                if gear == Gear::Signal {
+                    break;
+                }
+            } else if push.head.kind == Kind::GearChanged as u8
+                && v1::GearChanged::decode(push.payload).unwrap().gear() == gear
+                && gear == Gear::Direct
+            {
+                break;
+            }
+        }
+        if gear == Gear::Signal {
+            writer.burst(10).await;
+        }
+    }
+    // Behind the spread there is nothing left to be told.
+    while latest_told < writer.said {
+        let push = watcher.push().await;
+        if push.head.kind == Kind::NotifyNewMessages as u8 {
+            latest_told = v1::NotifyNewMessages::decode(push.payload).unwrap().latest_seq;
+        }
+    }
+    writer.burst(1).await;
+    assert_eq!(watcher.message().await.seq, writer.said);
+    let pull =
+        v1::Pull { conversation_id: "lobby_main".into(), after_seq: Some(writer.said - 2), ..Default::default() };
+    let reply: v1::PullReply = watcher.ask(Kind::Pull, &pull).await.unwrap();
+    assert_eq!((reply.to_seq, reply.latest_seq), (writer.said, writer.said));
+    world.gateway.stop().await;
+}
+
 /// One engine decides, whichever gateway the watchers and the writers are at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_gateways_see_the_same_gears() {
