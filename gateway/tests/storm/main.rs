@@ -7,5 +7,6 @@
 mod support;
 
 mod gears;
+mod pulls;
 mod watcher;
 mod writer;

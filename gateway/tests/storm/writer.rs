@@ -29,8 +29,9 @@ impl Writer {
         let mut waiting = Vec::new();
         for _ in 0..count {
             self.said += 1;
-            let said = self.said.to_string();
-            waiting.push(self.client.command(Kind::Send, &send(&self.conversation, &said, &said)).await);
+            let key = format!("{}-{}", self.conversation, self.said);
+            let message = send(&self.conversation, &key, &self.said.to_string());
+            waiting.push(self.client.command(Kind::Send, &message).await);
         }
         for correlation in waiting {
             let _: v1::SendAck = self.client.reply(correlation).await.unwrap();
