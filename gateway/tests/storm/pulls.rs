@@ -174,6 +174,35 @@ async fn what_may_not_be_pulled<B: Backend>(world: &World<B>) {
     assert_eq!(pull(&mut client, &fill).await.messages.len(), 0);
 }
 
+/// Each lobby has its own rhythm: who watches several pulls each of them once per spread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_several_storms_pulls_each_of_them() {
+    let lobbies = ["lobby_a", "lobby_b", "lobby_c"];
+    let world = support::embedded(&[RULES, "lobbies.names=lobby_a,lobby_b,lobby_c", "runtime.shards=1"]);
+    let (anna, ben) = (world.user("anna").await, world.user("ben").await);
+    let mut client = Client::open(world.address).await;
+    client.login(&ben, "pc", &lobbies).await;
+    let mut noticed = std::collections::BTreeSet::new();
+    for lobby in lobbies {
+        Writer::new(&world, &anna, lobby).await.burst(50).await;
+        while !noticed.contains(lobby) {
+            let push = client.push().await;
+            if push.head.kind == Kind::NotifyNewMessages as u8 {
+                noticed.insert(v1::NotifyNewMessages::decode(push.payload).unwrap().conversation_id);
+            }
+        }
+    }
+    let mut ticks = tokio::time::interval(SPREAD);
+    for round in 0..5 {
+        ticks.tick().await;
+        for lobby in lobbies {
+            let reply = client.ask::<v1::PullReply>(Kind::Pull, &newest(lobby, Some(0))).await;
+            assert!(reply.is_ok(), "{lobby}, round {round}: {reply:?}");
+        }
+    }
+    world.gateway.stop().await;
+}
+
 /// The same over WebSocket, where the head of the shared answer is another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pulls_over_websocket() {

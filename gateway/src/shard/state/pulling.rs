@@ -39,7 +39,7 @@ impl State {
             return;
         };
         let session = &mut self.connections[slot as usize].session;
-        if let Err(wait) = session.charge_pull(SystemClock.now(), tail.rule().spread) {
+        if let Err(wait) = session.charge_pull(SystemClock.now(), pull.conversation, tail.rule().spread) {
             session.handle_pulled();
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
             let text = "one pull for each spread_ms is enough";
