@@ -7,6 +7,7 @@
 mod support;
 
 mod gears;
+mod outages;
 mod pulls;
 mod watcher;
 mod writer;

@@ -44,6 +44,11 @@ impl Watcher {
         let mut client = Client::open(world.address).await;
         let lobbies: Vec<&str> = conversation.starts_with("lobby_").then_some(conversation).into_iter().collect();
         client.login(account, &format!("watcher-{phase_ms}"), &lobbies).await;
+        Self::follow(client, conversation, phase_ms)
+    }
+
+    /// The same with a client that is there and gets the conversation's pushes.
+    pub fn follow(client: Client, conversation: &str, phase_ms: u64) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let (stop, stopped) = oneshot::channel();
         let pulling = Pulling { client, conversation: conversation.to_owned(), seen: Arc::clone(&seen), phase_ms };

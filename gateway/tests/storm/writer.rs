@@ -21,7 +21,12 @@ pub struct Writer {
 
 impl Writer {
     pub async fn new<B: Backend>(world: &World<B>, account: &Account, conversation: &str) -> Self {
-        Self { client: world.connect(account, "writer").await, conversation: conversation.to_owned(), said: 0 }
+        Self::by(world.connect(account, "writer").await, conversation)
+    }
+
+    /// The same with a client that is there.
+    pub fn by(client: Client, conversation: &str) -> Self {
+        Self { client, conversation: conversation.to_owned(), said: 0 }
     }
 
     /// Sends so many at once and waits for their acks.
