@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::chaos::ChaosOptions;
+use crate::storm::StormOptions;
 use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
@@ -27,6 +28,9 @@ Examples:
 
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
+
+  # A lobby of ten thousand, from 1 to 5,000 messages a second and back; a report to open in a browser
+  tidegate-loadtest lobby-storm --start-gateway --html storm.html
 
   # Kill, hang and restart gateways and services under traffic; is anything lost?
   tidegate-loadtest chaos --duration 60s --seed 7
@@ -96,6 +100,11 @@ pub enum Command {
     Run {
         #[command(flatten)]
         common: CommonOptions,
+    },
+    /// One lobby, very many watchers, a rate that climbs through all gears and comes back
+    LobbyStorm {
+        #[command(flatten)]
+        options: Box<StormOptions>,
     },
     /// Break gateways and services of its own under traffic; judge that nothing is lost, doubled or reordered
     Chaos {

@@ -11,6 +11,7 @@ use crate::chaos::{self, ChaosResult};
 use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::process::{Host, Memory};
+use crate::storm::{self, StormResult};
 use crate::tally::{TimesSummary, Whole};
 
 /// The one word about a run.
@@ -79,6 +80,8 @@ pub enum ScenarioResult {
     Idle(IdleResult),
     /// Faults under traffic.
     Chaos(Box<ChaosResult>),
+    /// A lobby through its gears.
+    Storm(Box<StormResult>),
 }
 
 impl ScenarioResult {
@@ -88,6 +91,7 @@ impl ScenarioResult {
             Self::Traffic(result) => result.verdict,
             Self::Idle(result) => result.verdict,
             Self::Chaos(result) => result.verdict,
+            Self::Storm(result) => result.verdict,
         }
     }
 }
@@ -233,6 +237,7 @@ impl Report {
                 ScenarioResult::Traffic(result) => traffic_table(&mut out, result),
                 ScenarioResult::Idle(result) => idle_table(&mut out, result),
                 ScenarioResult::Chaos(result) => chaos::table(&mut out, result),
+                ScenarioResult::Storm(result) => storm::table(&mut out, result),
             };
         }
         out
@@ -331,7 +336,8 @@ fn in_words(us: f64) -> String {
     }
 }
 
-fn mib(bytes: u64) -> f64 {
+/// For people.
+pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
 

@@ -51,7 +51,8 @@ impl Watcher {
     pub fn follow(client: Client, conversation: &str, phase_ms: u64) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let (stop, stopped) = oneshot::channel();
-        let pulling = Pulling { client, conversation: conversation.to_owned(), seen: Arc::clone(&seen), phase_ms };
+        let pulling =
+            Pulling { client, conversation: conversation.to_owned(), seen: Arc::clone(&seen), phase_ms, spread_ms: 1 };
         let working = tokio::spawn(pulling.run(stopped));
         Self { seen, stop, working, conversation: conversation.to_owned() }
     }
@@ -89,6 +90,7 @@ struct Pulling {
     conversation: String,
     seen: Arc<Mutex<Seen>>,
     phase_ms: u64,
+    spread_ms: u64,
 }
 
 impl Pulling {
@@ -98,8 +100,7 @@ impl Pulling {
             let push = tokio::select! {
                 push = self.client.push() => push,
                 () = until(due) => {
-                    due = None;
-                    self.pull().await;
+                    due = self.pull().await;
                     continue;
                 }
                 _ = &mut stopped => return self.client,
@@ -130,7 +131,8 @@ impl Pulling {
                 let notice = v1::NotifyNewMessages::decode(push.payload).unwrap();
                 assert_eq!(notice.conversation_id, self.conversation);
                 seen.notices.push((Instant::now(), notice.latest_seq));
-                return Some(Instant::now() + to_phase(self.phase_ms, u64::from(notice.spread_ms)));
+                self.spread_ms = u64::from(notice.spread_ms);
+                return Some(Instant::now() + to_phase(self.phase_ms, self.spread_ms));
             }
             Kind::ReceiptMoved => {}
             other => panic!("{other:?}"),
@@ -138,7 +140,8 @@ impl Pulling {
         None
     }
 
-    async fn pull(&mut self) {
+    /// Pulls once. When to pull again, as long as that brings something.
+    async fn pull(&mut self) -> Option<Instant> {
         let newest = self.seen.lock().unwrap().newest;
         let pull =
             v1::Pull { conversation_id: self.conversation.clone(), after_seq: Some(newest), ..Default::default() };
@@ -154,8 +157,13 @@ impl Pulling {
                     assert!(reply.latest_seq >= notice.1, "what was told is to be had: {notice:?}, {reply:?}");
                 }
                 reply.messages.into_iter().for_each(|message| seen.show(message));
+                let has_more = seen.newest > newest && seen.gears.last().is_some_and(|gear| gear.0 == Gear::Signal);
+                has_more.then(|| Instant::now() + to_phase(self.phase_ms, self.spread_ms))
             }
-            Err(code) => assert_eq!(code, Code::SlowDown),
+            Err(code) => {
+                assert_eq!(code, Code::SlowDown);
+                Some(Instant::now() + to_phase(self.phase_ms, self.spread_ms))
+            }
         }
     }
 }
@@ -265,8 +273,8 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// Until the clock, modulo the spread, comes to the phase.
+/// Until the clock, modulo the spread, comes to the phase the next time.
 fn to_phase(phase_ms: u64, spread_ms: u64) -> Duration {
     let now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
-    Duration::from_millis((spread_ms + phase_ms % spread_ms - now_ms % spread_ms) % spread_ms)
+    Duration::from_millis((spread_ms + phase_ms % spread_ms - now_ms % spread_ms - 1) % spread_ms + 1)
 }
