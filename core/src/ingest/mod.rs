@@ -10,7 +10,7 @@ pub mod members;
 mod poison;
 mod storm;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod turn;

@@ -29,8 +29,11 @@ use crate::meter;
 use crate::ports::{Archive as _, Backend, HotStore as _, Page, PortError, PortResult};
 use crate::push::routes::Routes;
 
-/// Conversations with a tail; more are answered, but not remembered.
+/// Conversations with a tail.
 const SLOTS_MAX: usize = 4096;
+
+/// Those that are only pulled must leave room for those that are watched; more are answered, but not remembered.
+const PULLED_SLOTS_MAX: usize = SLOTS_MAX / 2;
 
 /// How long a tail nobody asks for is kept.
 const IDLE_MS: u64 = 60_000;
@@ -101,7 +104,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
     /// The lobby cache holds messages up to `latest`.
     pub fn noticed(&self, conversation: ConversationId, latest: Place, spread_ms: u32) {
         let is_watched = self.routes.watchers(&conversation).count > 0;
-        let Some(slot) = self.slot(conversation, is_watched) else { return };
+        let Some(slot) = self.slot(conversation, if is_watched { SLOTS_MAX } else { 0 }) else { return };
         let mut state = slot.lock();
         state.storm.get_or_insert_default();
         state.spread_ms = spread_ms;
@@ -112,7 +115,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
 
     /// The conversation travels in another gear from `from` on.
     pub fn shifted(&self, conversation: ConversationId, gear: Gear, from: Place) {
-        let Some(slot) = self.slot(conversation, false) else { return };
+        let Some(slot) = self.slot(conversation, 0) else { return };
         let mut state = slot.lock();
         state.is_in(gear);
         if gear != Gear::Signal {
@@ -124,7 +127,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
 
     /// A message was pushed, in a gear.
     pub fn pushed(&self, conversation: ConversationId, place: Place, gear: Gear) {
-        if let Some(slot) = self.slot(conversation, false) {
+        if let Some(slot) = self.slot(conversation, 0) {
             let mut state = slot.lock();
             state.is_in(gear);
             state.hear(place, self.clock.now());
@@ -144,7 +147,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
     /// # Errors
     /// The store's, if there is nothing in memory either.
     pub async fn newest(&self, conversation: ConversationId) -> PortResult<Arc<Tail>> {
-        let slot = self.slot(conversation, true).unwrap_or_else(|| Arc::new(self.new_slot(conversation)));
+        let slot = self.slot(conversation, PULLED_SLOTS_MAX).unwrap_or_else(|| Arc::new(self.new_slot(conversation)));
         slot.lock().asked_at = self.clock.now();
         self.fetch(&slot).await
     }
@@ -302,13 +305,13 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         Some(next)
     }
 
-    /// The conversation's slot; one that is not there is made if it is wanted and there is room.
-    fn slot(&self, conversation: ConversationId, is_wanted: bool) -> Option<Arc<Slot>> {
+    /// The conversation's slot; one that is not there is made if there are fewer than `below`.
+    fn slot(&self, conversation: ConversationId, below: usize) -> Option<Arc<Slot>> {
         let mut slots = self.slots();
         if let Some(slot) = slots.get(&conversation) {
             return Some(Arc::clone(slot));
         }
-        if !is_wanted || slots.len() >= SLOTS_MAX {
+        if slots.len() >= below {
             return None;
         }
         let slot = Arc::new(self.new_slot(conversation));
@@ -388,3 +391,6 @@ fn look_ms(rule: &StormRule) -> u64 {
 fn away(detail: &str) -> PortError {
     PortError::Unavailable { service: "the lobby cache", detail: detail.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

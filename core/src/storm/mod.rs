@@ -15,6 +15,8 @@ pub mod pulls;
 mod rate;
 pub mod rules;
 pub mod tail;
+#[cfg(test)]
+mod testing;
 
 pub use gearbox::{Gearbox, Shift};
 pub use keeper::TailKeeper;
