@@ -102,14 +102,16 @@ pub(super) struct Heading {
 pub struct Tag {
     pub(super) epoch: Epoch,
     pub(super) first: Seq,
+    pub(super) to: Seq,
     pub(super) latest: Seq,
     pub(super) is_partial: bool,
 }
 
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { epoch, first, latest, is_partial } = self;
-        write!(f, "{:x}.{:x}.{:x}{}", epoch.0, first.0, latest.0, if *is_partial { "p" } else { "" })
+        let Self { epoch, first, to, latest, is_partial } = self;
+        let partial = if *is_partial { "p" } else { "" };
+        write!(f, "{:x}.{:x}.{:x}.{:x}{partial}", epoch.0, first.0, to.0, latest.0)
     }
 }
 
@@ -237,7 +239,7 @@ impl Tail {
     #[must_use]
     pub fn tag(&self, number: usize) -> Tag {
         let first = self.chunks.get(number.saturating_sub(1)).map_or(Seq(0), |chunk| chunk.first);
-        Tag { epoch: self.epoch, first, latest: self.latest, is_partial: number == 0 }
+        Tag { epoch: self.epoch, first, to: self.latest, latest: self.latest, is_partial: number == 0 }
     }
 }
 
