@@ -155,8 +155,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let payload_bytes: usize = events.iter().map(payload_len).sum();
         let mut buffer = BytesMut::with_capacity(payload_bytes + events.len() * (HEAD_BYTES + 10));
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
-        // The room or lobby of the latest run of messages, its newest one, and how many watch it here.
-        let mut pushed: Option<(ConversationId, Place, u32)> = None;
+        let mut pushed: Option<Pushed> = None;
         for event in events {
             match event {
                 PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
@@ -169,13 +168,13 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     }
                     // Asked once for a run of messages, not for each.
                     let watched = match pushed {
-                        Some((last, _, watched)) if last == conversation => watched,
+                        Some(run) if (run.conversation, run.gear) == (conversation, gear) => run.watched,
                         _ => {
                             self.tell_pushed(pushed);
                             self.routes.watchers(&conversation).count
                         }
                     };
-                    pushed = Some((conversation, place, watched));
+                    pushed = Some(Pushed { conversation, gear, newest: place, watched });
                     if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
                         let pause_ms = pace::pause_ms(watched, merge_ms);
@@ -256,9 +255,9 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         (batches, heard)
     }
 
-    fn tell_pushed(&self, pushed: Option<(ConversationId, Place, u32)>) {
-        if let Some((conversation, newest, _)) = pushed {
-            self.pulls.tails.pushed(conversation, newest);
+    fn tell_pushed(&self, pushed: Option<Pushed>) {
+        if let Some(Pushed { conversation, gear, newest, .. }) = pushed {
+            self.pulls.tails.pushed(conversation, newest, gear);
         }
     }
 
@@ -322,6 +321,16 @@ fn joined(run: &[Held]) -> BytesMut {
         out.extend_from_slice(&held.payload);
     }
     out
+}
+
+/// The latest run of messages of one room or lobby in a batch.
+#[derive(Clone, Copy)]
+struct Pushed {
+    conversation: ConversationId,
+    gear: Gear,
+    newest: Place,
+    /// Connections here that get it.
+    watched: u32,
 }
 
 /// Whether a consumer has others before it, whose pushes may be lost.
