@@ -50,7 +50,9 @@ fn lobbies() -> Vec<String> {
 }
 
 fn start(name: &str, servers: &Servers) -> Process {
-    Process::start(name, &servers.settings(), &[&format!("rabbitmq.partitions={PARTITIONS}"), LOBBIES])
+    // Its readers count single pushes.
+    let set = [&format!("rabbitmq.partitions={PARTITIONS}"), LOBBIES, "storm.gears=direct"];
+    Process::start(name, &servers.settings(), &set)
 }
 
 /// Somebody who writes one message after the other, each until it is acknowledged, and goes to the next gateway when the
