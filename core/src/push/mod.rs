@@ -23,6 +23,7 @@ use tidegate_proto::{HEAD_BYTES, Kind, v1};
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
+use crate::fairness::paces::Paces;
 use crate::ids::{ConversationId, Millis, Place, Span, UserId};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
@@ -42,6 +43,8 @@ pub struct PushEngine<B, M, C> {
     pub routes: Arc<Routes>,
     /// The ingest engine's view of rooms, kept current from here.
     pub members: Arc<Members>,
+    /// The acceptors' view of rooms, likewise.
+    pub paces: Arc<Paces>,
     /// What is pulled; told of what goes by.
     pub pulls: Arc<Pulls<B, M, C>>,
     /// How long messages of the merged gear may wait for each other.
@@ -132,11 +135,12 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         }
     }
 
-    /// Pushes may have been lost: membership changes for the ingest engine's view, and anything for clients.
+    /// Pushes may have been lost: changes of rooms for the engines' views, and anything for clients.
     async fn tell_missed(&self, reason: &'static str) {
         metrics::counter!(meter::PUSH_MISSED, "reason" => reason).increment(1);
         tracing::info!(reason, "pushes may have been lost on their way here, clients are told to sync");
         self.members.forget_all();
+        self.paces.forget_all();
         self.pulls.tails.doubt();
         for shard in (0..self.mailboxes.shards()).map(ShardId) {
             self.mailboxes.post(shard, vec![ShardInput::PushesMissed { of: None }]).await;
@@ -151,6 +155,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let payload_bytes: usize = events.iter().map(payload_len).sum();
         let mut buffer = BytesMut::with_capacity(payload_bytes + events.len() * (HEAD_BYTES + 10));
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
+        let mut pushed: Option<Run> = None;
         for event in events {
             match event {
                 PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
@@ -161,11 +166,20 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
                         continue;
                     }
-                    self.pulls.tails.pushed(conversation, place, gear);
-                    let watchers = self.routes.watchers(&conversation).count;
-                    if watchers > 0 {
+                    // Asked once for a run of messages, not for each.
+                    let (newest, watched) = match pushed {
+                        Some(run) if (run.conversation, run.gear) == (conversation, gear) => {
+                            (run.newest.max(place), run.watched)
+                        }
+                        _ => {
+                            self.tell_pushed(pushed);
+                            (place, self.routes.watchers(&conversation).count)
+                        }
+                    };
+                    pushed = Some(Run { conversation, gear, newest, watched });
+                    if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
-                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let pause_ms = pace::pause_ms(watched, merge_ms);
                         let held = Held { place, sender, is_direct: pause_ms == 0, payload };
                         pace.hold(now, conversation, pause_ms, held);
                     }
@@ -200,9 +214,11 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     self.to_conversation(receipt.conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
+                    self.tell_pushed(pushed.take());
                     self.pulls.tails.noticed(conversation, latest, spread_ms);
                 }
                 PushEvent::GearChanged { conversation, gear, from } => {
+                    self.tell_pushed(pushed.take());
                     self.pulls.tails.shifted(conversation, gear, from);
                     // What was held came before.
                     pace.hurry(now, &conversation);
@@ -220,6 +236,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     }
                     self.to_conversation(conversation, None, News::None, frame, everywhere, &mut batches);
                 }
+                PushEvent::RoomChanged(room) => self.paces.forget(room),
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
                         continue;
@@ -237,8 +254,15 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                 }
             }
         }
+        self.tell_pushed(pushed);
         self.take_due(now, pace, &mut buffer, everywhere, &mut batches);
         (batches, heard)
+    }
+
+    fn tell_pushed(&self, pushed: Option<Run>) {
+        if let Some(Run { conversation, gear, newest, .. }) = pushed {
+            self.pulls.tails.pushed(conversation, newest, gear);
+        }
     }
 
     /// Frames what has waited long enough: a message that is alone as it is, those of a moment together.
@@ -291,6 +315,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
     }
 }
 
+/// Messages of a room or lobby that follow each other, in one gear.
+#[derive(Clone, Copy)]
+struct Run {
+    conversation: ConversationId,
+    gear: Gear,
+    newest: Place,
+    /// How many watch it here.
+    watched: u32,
+}
+
 /// An encoded `Messages`: Protobuf lets a message be put together from its encoded parts.
 fn joined(run: &[Held]) -> BytesMut {
     const MESSAGES_TAG: u32 = 1;
@@ -318,6 +352,9 @@ fn payload_len(event: &PushEvent) -> usize {
         | PushEvent::MembershipChanged { .. }
         | PushEvent::Noticed { .. }
         | PushEvent::GearChanged { .. } => SMALL,
-        PushEvent::Marked(_) | PushEvent::Replaced { .. } => 0,
+        PushEvent::Marked(_) | PushEvent::Replaced { .. } | PushEvent::RoomChanged(_) => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ async fn an_answer_is_bounded_and_says_what_is_missing<B: Backend>(world: &World
         let reply = pull(&mut client, &newest("lobby_main", after)).await;
         assert_eq!(reply.latest_seq, last, "after {after:?}");
         assert!(reply.gap || after.is_none_or(|after| after > 1), "after {after:?}: {}", reply.from_seq);
-        assert!(reply.encoded_len() <= ANSWER_BYTES_MAX + AROUND, "{}", reply.encoded_len());
+        assert!(reply.encoded_len() <= ANSWER_BYTES_MAX, "{}", reply.encoded_len());
         assert_eq!(reply.to_seq, if after.is_some_and(|after| after >= last) { 0 } else { last });
     }
     // Of an epoch that never was, or is over: as if nothing was known.

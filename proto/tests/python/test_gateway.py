@@ -35,7 +35,9 @@ class Gateway:
     def start(self, tcp: str, http: str):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--tcp", tcp, "--http", http, "--shards", "1", "--data-dir", "data", *self.settings],
+            [BINARY, "serve", "--tcp", tcp, "--http", http, "--shards", "1", "--data-dir", "data",
+             # A test writes faster than people.
+             "--set", "fairness.user_per_s=0", *self.settings],
             cwd=self.folder.name, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         places = {}
         for line in self.process.stdout:
