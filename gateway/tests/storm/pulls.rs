@@ -102,7 +102,7 @@ async fn an_answer_is_bounded_and_says_what_is_missing<B: Backend>(world: &World
     // A frame is the bound of what fills a gap, however much is missing.
     let large = v1::Pull { before_seq: last + 1, ..newest("lobby_main", Some(last - 20)) };
     let reply = pull(&mut client, &large).await;
-    let frame_bytes_max = world.config.limits.frame_bytes_max as usize;
+    let frame_bytes_max = world.config.limits.frame_bytes_max;
     assert!(reply.encoded_len() <= frame_bytes_max && reply.more && reply.messages.len() > 2, "{}", reply.to_seq);
     let (seen, _client) = watcher.finish(last).await;
     seen.has_all(last);
