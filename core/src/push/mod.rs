@@ -155,7 +155,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let payload_bytes: usize = events.iter().map(payload_len).sum();
         let mut buffer = BytesMut::with_capacity(payload_bytes + events.len() * (HEAD_BYTES + 10));
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
-        let mut pushed: Option<Run> = None;
+        let mut pushed: Option<Pushed> = None;
         for event in events {
             match event {
                 PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
@@ -176,7 +176,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                             (place, self.routes.watchers(&conversation).count)
                         }
                     };
-                    pushed = Some(Run { conversation, gear, newest, watched });
+                    pushed = Some(Pushed { conversation, gear, newest, watched });
                     if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
                         let pause_ms = pace::pause_ms(watched, merge_ms);
@@ -259,8 +259,8 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         (batches, heard)
     }
 
-    fn tell_pushed(&self, pushed: Option<Run>) {
-        if let Some(Run { conversation, gear, newest, .. }) = pushed {
+    fn tell_pushed(&self, pushed: Option<Pushed>) {
+        if let Some(Pushed { conversation, gear, newest, .. }) = pushed {
             self.pulls.tails.pushed(conversation, newest, gear);
         }
     }
@@ -317,7 +317,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
 
 /// Messages of a room or lobby that follow each other, in one gear.
 #[derive(Clone, Copy)]
-struct Run {
+struct Pushed {
     conversation: ConversationId,
     gear: Gear,
     newest: Place,
