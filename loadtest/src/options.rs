@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::chaos::ChaosOptions;
+use crate::pull::options::PullOptions;
 use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
@@ -27,6 +28,9 @@ Examples:
 
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
+
+  # How fast is a storm's lobby pulled, compared with nginx?
+  tidegate-loadtest pull --start-gateway
 
   # Kill, hang and restart gateways and services under traffic; is anything lost?
   tidegate-loadtest chaos --duration 60s --seed 7
@@ -101,6 +105,11 @@ pub enum Command {
     Chaos {
         #[command(flatten)]
         options: ChaosOptions,
+    },
+    /// Pull what is newest in a lobby's storm as fast as it goes, and compare with nginx serving a static file
+    Pull {
+        #[command(flatten)]
+        options: PullOptions,
     },
 }
 

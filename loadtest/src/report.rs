@@ -11,6 +11,7 @@ use crate::chaos::{self, ChaosResult};
 use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::process::{Host, Memory};
+use crate::pull::report::{self as pull, PullResult};
 use crate::tally::{TimesSummary, Whole};
 
 /// The one word about a run.
@@ -79,6 +80,8 @@ pub enum ScenarioResult {
     Idle(IdleResult),
     /// Faults under traffic.
     Chaos(Box<ChaosResult>),
+    /// Pulls as fast as they go.
+    Pull(Box<PullResult>),
 }
 
 impl ScenarioResult {
@@ -88,6 +91,7 @@ impl ScenarioResult {
             Self::Traffic(result) => result.verdict,
             Self::Idle(result) => result.verdict,
             Self::Chaos(result) => result.verdict,
+            Self::Pull(result) => result.verdict,
         }
     }
 }
@@ -233,6 +237,7 @@ impl Report {
                 ScenarioResult::Traffic(result) => traffic_table(&mut out, result),
                 ScenarioResult::Idle(result) => idle_table(&mut out, result),
                 ScenarioResult::Chaos(result) => chaos::table(&mut out, result),
+                ScenarioResult::Pull(result) => pull::table(&mut out, result),
             };
         }
         out
