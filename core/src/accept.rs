@@ -2,7 +2,8 @@
 //!
 //! One loop per partition. In come events in the order the sessions accepted them; they leave in batches that form while
 //! the broker is busy. A crash before the confirm leaves the sender without an ack: it repeats, and the message id finds
-//! the first one. A failed publish is answered "try again", a lost confirm "uncertain".
+//! the first one. A failed publish is answered "try again", a lost confirm "uncertain", and what is more than fair
+//! ([`crate::fairness`]) "slow down".
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +12,11 @@ use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tidegate_proto::v1::Code;
 
-use crate::delivery::{Accepting, Confirmed, Mailboxes, Settled, ShardId, ShardInput, Ticket};
+use crate::clock::Clock;
+use crate::delivery::{Accepting, Confirmed, Mailboxes, Refused, Settled, ShardId, ShardInput, Ticket};
 use crate::event::IngestEvent;
+use crate::fairness::Rules;
+use crate::fairness::gate::Gate;
 use crate::ids::{Partition, UserId};
 use crate::limits::{
     ACCEPT_QUEUE_BYTES_MAX, ACCEPT_QUEUE_MAX, PUBLISH_BYTES_MAX, PUBLISH_EAGER_MAX, PUBLISH_EVENTS_MAX,
@@ -61,8 +65,16 @@ impl AcceptQueues {
 type Waiting = Vec<(Ticket, Confirmed)>;
 
 /// Runs one partition's acceptor until its queue is closed and everything published has been answered.
-pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQueues, backend: Arc<B>, mailboxes: M) {
+pub async fn run<B: Backend, M: Mailboxes, C: Clock>(
+    partition: Partition,
+    queues: AcceptQueues,
+    backend: Arc<B>,
+    mailboxes: M,
+    rules: Rules,
+    clock: C,
+) {
     let queue = &queues.0[partition.0 as usize];
+    let mut gate = Gate::new(rules, Arc::clone(&backend), clock);
     let mut acceptor = Acceptor { partition, backend, mailboxes, known_users: Recent::new(KNOWN_USERS_MAX) };
     let mut in_flight = FuturesUnordered::new();
     let mut taken = Vec::new();
@@ -81,6 +93,7 @@ pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQ
                 }
                 acceptor.post(settled).await;
             }
+            () = gate.step(), if gate.is_at_work() => {}
             more = queue.take_pile(pile, PUBLISH_EVENTS_MAX * 4, &mut taken), if open && in_flight.len() < PUBLISH_WINDOW_MAX => {
                 if more == Err(Closed) {
                     open = false;
@@ -88,6 +101,7 @@ pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQ
                 }
                 let mut settled = Vec::new();
                 acceptor.check_peers(&mut taken, &mut settled).await;
+                hold_back(&mut gate, &mut taken, &mut settled).await;
                 for (events, waiting) in chunks(taken.drain(..)) {
                     match acceptor.backend.ingest().publish(partition, events).await {
                         Ok(confirm) => in_flight.push(confirm.map(move |result| (waiting, result))),
@@ -101,6 +115,26 @@ pub async fn run<B: Backend, M: Mailboxes>(partition: Partition, queues: AcceptQ
             }
         }
     }
+    gate.finish().await;
+}
+
+/// Takes out what is more than its sender may send, or all senders together.
+async fn hold_back<B: Backend, C: Clock>(
+    gate: &mut Gate<B, C>,
+    taken: &mut Vec<Accepting>,
+    settled: &mut Vec<Settled>,
+) {
+    let before = settled.len();
+    gate.prepare(taken).await;
+    taken.retain(|accepting| match gate.pass(accepting) {
+        Ok(()) => true,
+        Err(retry_after_ms) => {
+            let refused = Refused { code: Code::SlowDown, retry_after_ms };
+            settled.push(Settled { ticket: accepting.ticket, outcome: Err(refused) });
+            false
+        }
+    });
+    count_refused(Code::SlowDown, settled.len() - before);
 }
 
 /// Users whose existence was seen; 16 bytes an entry.
@@ -177,9 +211,14 @@ impl<B: Backend, M: Mailboxes> Acceptor<B, M> {
 
 fn refuse(settled: &mut Vec<Settled>, tickets: impl Iterator<Item = Ticket>, code: Code) {
     let before = settled.len();
-    settled.extend(tickets.map(|ticket| Settled { ticket, outcome: Err(code) }));
-    let refused = (settled.len() - before) as u64;
-    metrics::counter!(meter::ACCEPT_REFUSED, "reason" => code.as_str_name()).increment(refused);
+    settled.extend(tickets.map(|ticket| Settled { ticket, outcome: Err(code.into()) }));
+    count_refused(code, settled.len() - before);
+}
+
+fn count_refused(code: Code, refused: usize) {
+    if refused > 0 {
+        metrics::counter!(meter::ACCEPT_REFUSED, "reason" => code.as_str_name()).increment(refused as u64);
+    }
 }
 
 /// Cuts a turn's events into broker messages.
@@ -207,3 +246,6 @@ fn chunks(taken: impl Iterator<Item = Accepting>) -> Vec<(Vec<IngestEvent>, Wait
     }
     chunks
 }
+
+#[cfg(test)]
+mod tests;

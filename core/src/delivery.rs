@@ -83,8 +83,30 @@ impl Weigh for Accepting {
 pub struct Settled {
     /// Who waits.
     pub ticket: Ticket,
-    /// Confirmed, or the code to answer.
-    pub outcome: Result<Confirmed, Code>,
+    /// Confirmed, or why not.
+    pub outcome: Result<Confirmed, Refused>,
+}
+
+/// Why a command was not carried out, and when to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The code to answer.
+    pub code: Code,
+    /// How long the client should wait before it repeats the command; 0 where it should not, or at once.
+    pub retry_after_ms: u32,
+}
+
+impl From<Code> for Refused {
+    /// With the wait that is right for most refusals of this code.
+    fn from(code: Code) -> Self {
+        let retry_after_ms = match code {
+            Code::Unavailable | Code::Draining => 1000,
+            Code::Overloaded | Code::SlowDown => 100,
+            Code::Uncertain => 200,
+            _ => 0,
+        };
+        Self { code, retry_after_ms }
+    }
 }
 
 /// What was confirmed.

@@ -9,7 +9,7 @@ use tidegate_proto::v1::Gear;
 use tidegate_proto::{event::v1 as wire, v1};
 
 use crate::ids::{
-    Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Place, Seq, SessionId, StreamId, UserId,
+    Attachment, ConversationId, Epoch, GatewayId, MessageId, Millis, Place, RoomId, Seq, SessionId, StreamId, UserId,
 };
 
 /// A session accepted a message for a conversation it is a member of.
@@ -162,6 +162,8 @@ pub enum PushEvent {
         /// Which of the two.
         change: Membership,
     },
+    /// Something of a room but its members changed: its slow mode. Goes to all gateways, which forget what they know of it.
+    RoomChanged(RoomId),
     /// Another connection has taken a user's device over. Goes to the gateway of the one that had it.
     Replaced {
         /// The user.
@@ -211,6 +213,7 @@ impl PushEvent {
             Self::Sequenced { payload, .. } | Self::Rejected { payload, .. } => payload.len() + REST,
             Self::ReceiptMoved(_)
             | Self::MembershipChanged { .. }
+            | Self::RoomChanged(_)
             | Self::Replaced { .. }
             | Self::Noticed { .. }
             | Self::GearChanged { .. }
@@ -358,6 +361,10 @@ fn push_to_wire(event: &PushEvent) -> wire::PushEvent {
                 joined: *change == Membership::Joined,
             })
         }
+        PushEvent::RoomChanged(room) => {
+            let conversation_id = ConversationId::Room(*room).to_string();
+            wire::push_event::Event::RoomChanged(wire::RoomChanged { conversation_id })
+        }
     };
     wire::PushEvent { event: Some(event) }
 }
@@ -394,6 +401,10 @@ fn push_from_wire(event: wire::PushEvent) -> Result<PushEvent, EventError> {
             payload: r.rejected_payload,
         },
         wire::push_event::Event::ReceiptMoved(r) => PushEvent::ReceiptMoved(receipt_from_wire(&r)?),
+        wire::push_event::Event::RoomChanged(r) => match conversation(&r.conversation_id)? {
+            ConversationId::Room(room) => PushEvent::RoomChanged(room),
+            _ => return Err(EventError::Field("conversation_id")),
+        },
         wire::push_event::Event::MembershipChanged(m) => PushEvent::MembershipChanged {
             conversation: conversation(&m.conversation_id)?,
             user: user(m.user_id)?,

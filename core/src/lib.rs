@@ -21,6 +21,8 @@ pub mod queue;
 mod recent;
 mod retry;
 
+pub mod fairness;
+
 pub mod delivery;
 pub mod session;
 

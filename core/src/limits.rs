@@ -96,6 +96,9 @@ pub const SESSION_GRACE: Duration = Duration::from_secs(60);
 /// users are away then, and messages for them go to their inboxes.
 pub const GATEWAY_TTL: Duration = Duration::from_secs(15);
 
+/// How long an allowance to send is kept after it was whole: above the time for which a gateway keeps to itself what it let pass.
+pub const ALLOWANCE_KEPT: Duration = Duration::from_secs(10);
+
 /// How long the unread counts of a user nobody writes to or hears from are kept; then the archive is asked again.
 pub const UNREAD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -125,6 +128,9 @@ pub const ROOM_MEMBERS_MAX: u32 = 1000;
 
 /// Members a room must take: one alone has nobody to talk to.
 pub const ROOM_CAPACITY_MIN: u32 = 2;
+
+/// Seconds between two messages of one user in a room's slow mode: six hours.
+pub const SLOW_MODE_S_MAX: u32 = 6 * 3600;
 
 /// Rooms on one page of their list.
 pub const ROOMS_PAGE_MAX: u32 = 100;

@@ -4,6 +4,11 @@
 pub const ACCEPT_CONFIRMED: &str = "tidegate_accept_confirmed_events_total";
 /// Events that were refused, or whose confirm did not come, by `reason`.
 pub const ACCEPT_REFUSED: &str = "tidegate_accept_refused_events_total";
+/// Calls for fairness that failed, by `call`: `spend` of the hot store or `rooms` of the archive. Meanwhile limits hold within
+/// this gateway only, and rooms that are not known have no slow mode.
+pub const FAIRNESS_FAILED: &str = "tidegate_fairness_failed_calls_total";
+/// Allowances that other gateways were not told of, because too many were used at once.
+pub const FAIRNESS_UNTOLD: &str = "tidegate_fairness_untold_allowances_total";
 /// Messages the ingest engine committed to the archive.
 pub const INGEST_PERSISTED: &str = "tidegate_ingest_persisted_messages_total";
 /// Repetitions the ingest engine recognised, by `kind`: `same` or `conflict`.
@@ -38,5 +43,5 @@ pub const PULL_ANSWERS: &str = "tidegate_pull_answers_total";
 pub const PUSH_EVENTS: &str = "tidegate_push_events_total";
 /// Logins, by `outcome`.
 pub const LOGINS: &str = "tidegate_login_attempts_total";
-/// Changes of membership that are in the archive but that no gateway was told of within the bound.
+/// Changes of rooms that are in the archive but that no gateway was told of within the bound.
 pub const ROOM_UNANNOUNCED: &str = "tidegate_room_unannounced_changes_total";

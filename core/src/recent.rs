@@ -36,11 +36,19 @@ impl<K: Hash + Eq, V> Recent<K, V> {
     where
         K: Copy,
     {
+        self.get_mut(key).map(|value| &*value)
+    }
+
+    /// As [`Recent::get`], to be changed.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V>
+    where
+        K: Copy,
+    {
         if !self.young.contains_key(key) {
             let value = self.old.remove(key)?;
             self.insert(*key, value);
         }
-        self.young.get(key)
+        self.young.get_mut(key)
     }
 
     /// Forgets one entry.

@@ -212,7 +212,7 @@ impl World {
     }
 
     fn an_engine_answers(&mut self) {
-        let outcome = if self.random.below(2) == 0 { Ok(Confirmed::Receipt) } else { Err(Code::Uncertain) };
+        let outcome = if self.random.below(2) == 0 { Ok(Confirmed::Receipt) } else { Err(Code::Uncertain.into()) };
         if !self.events.is_empty() && self.random.below(2) == 0 {
             let at = self.random.below(self.events.len() as u64) as usize;
             let (ticket, _) = self.events.swap_remove(at);

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::{Mailboxes, Request, ShardId, ShardInput};
+use tidegate_core::fairness::Rules;
 use tidegate_core::ids::Partition;
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
@@ -84,6 +85,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
     let departures = Arc::new(Queue::new(DEPARTURES_MAX, QUEUE_BYTES_MAX));
     let routes = Arc::new(Routes::default());
     let members = Arc::new(Members::default());
+    let fairness = Rules { limits: Arc::new(config.fairness.clone()), paces: Arc::default() };
     let mut finishing = JoinSet::new();
     let mut endless = JoinSet::new();
 
@@ -98,6 +100,7 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         mailboxes: mailboxes.clone(),
         routes: Arc::clone(&routes),
         members: Arc::clone(&members),
+        paces: Arc::clone(&fairness.paces),
         pulls: Arc::clone(&pulls),
         rules: Arc::clone(&rules),
         frame_bytes_max: config.limits.frame_bytes_max,
@@ -111,7 +114,8 @@ pub fn start<B: Backend>(config: &Config, bound: Bound, backend: Arc<B>) -> io::
         let (members, rules) = (Arc::clone(&members), Arc::clone(&rules));
         let engine = IngestEngine::new(partition, Arc::clone(&backend), clock, members, streams, rules);
         endless.spawn(engine.run());
-        finishing.spawn(accept::run(partition, accept.clone(), Arc::clone(&backend), mailboxes.clone()));
+        let (queues, backend, mailboxes) = (accept.clone(), Arc::clone(&backend), mailboxes.clone());
+        finishing.spawn(accept::run(partition, queues, backend, mailboxes, fairness.clone(), clock));
     }
     endless.spawn(streams::run_beacons(out_streams, Arc::clone(&backend), clock));
     let reception = Reception {

@@ -207,7 +207,7 @@ async fn poison_goes_to_the_dead_letters_and_stops_nobody() {
         world.publish("chat.room", &encode_ingest(&[accepted(1)])).await;
         world.publish("chat.room", b"\xffnot protobuf").await;
         world.publish("chat.room", b"").await;
-        world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.sender = UserId(0))])).await;
+        world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.sender = UserId(u64::MAX))])).await;
         let huge = bytes::Bytes::from(vec![b'x'; BODY_BYTES_MAX + 1]);
         world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.body = huge)])).await;
         world.publish("chat.room", &encode_ingest(&[spoilt(|event| event.accepted_at = Millis(u64::MAX))])).await;

@@ -1,10 +1,7 @@
 //! One connection to the gateway: dialling and login, the commands in flight, and the bytes waiting to be written.
 //!
 //! In: a token; out: a [`Connection`] that is logged in, with the limits the server stated. Afterwards the lane drives
-//! it:
-//! `issue` takes a place in flight, `answered` gives it back, `flush` writes all that has been put since the last time.
-//!
-//! Commands in flight never exceed what the server allows. Correlations are places in a table: unique while in flight.
+//! it: its [`Places`] hold the commands in flight, `flush` writes all that has been put since the last time.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,6 +17,7 @@ use tidegate_proto::{Frame, Kind, Opening, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::places::Places;
 use crate::wire::{SendTemplate, Stamp};
 
 /// A server that does not answer a login in this time is not ready for load.
@@ -35,17 +33,6 @@ pub struct Account {
     pub user_id: u64,
     /// From the HTTP login.
     pub token: String,
-}
-
-/// A command without its reply yet.
-#[derive(Clone, Copy, Debug)]
-pub struct InFlight {
-    /// Which of the sender's messages.
-    pub counter: u32,
-    /// How often it was sent before.
-    pub repetitions: u16,
-    /// When it was due.
-    pub intended_ns: u64,
 }
 
 /// A live, logged-in connection.
@@ -79,9 +66,8 @@ pub struct Connection {
     pub is_open: bool,
     out: Vec<u8>,
     out_written: usize,
-    places_max: usize,
-    in_flight: Vec<Option<InFlight>>,
-    free: Vec<u16>,
+    /// The commands in flight.
+    pub places: Places,
 }
 
 /// What a connection reads after its login.
@@ -215,15 +201,16 @@ impl LoggedIn {
             is_open: true,
             out: Vec::new(),
             out_written: 0,
-            // One place stays free for a ping.
-            places_max: self.reply.max_in_flight.clamp(2, 65_000) as usize - 1,
-            in_flight: Vec::new(),
-            free: Vec::new(),
+            places: Places::new(self.reply.max_in_flight),
         }
     }
 }
 
-fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
+/// The reply if it is one; `None` for pushes, which are skipped.
+///
+/// # Errors
+/// [`Refused`], or that the payload cannot be read.
+pub fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
     match Kind::try_from(i32::from(frame.head.kind)) {
         Ok(Kind::LoginReply) => Ok(Some(prost::Message::decode(frame.payload.clone())?)),
         Ok(Kind::Error) => {
@@ -243,7 +230,11 @@ fn parse_login_reply(frame: &Frame) -> anyhow::Result<Option<LoginReply>> {
 /// The kernel rounds it up to the smallest it has.
 const STUCK_RECEIVE_BUFFER_BYTES: u32 = 4096;
 
-async fn dial(address: SocketAddr, index: u32, reading: Reading) -> anyhow::Result<TcpStream> {
+/// Opens a socket to the gateway. `index` spreads many connections over source addresses.
+///
+/// # Errors
+/// The system's.
+pub async fn dial(address: SocketAddr, index: u32, reading: Reading) -> anyhow::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -265,37 +256,6 @@ async fn dial(address: SocketAddr, index: u32, reading: Reading) -> anyhow::Resu
 }
 
 impl Connection {
-    /// Takes a place in flight for a command; `None` if the server allows no more. The correlation names the place.
-    pub fn issue(&mut self, command: InFlight) -> Option<u16> {
-        if let Some(place) = self.free.pop() {
-            self.in_flight[usize::from(place)] = Some(command);
-            return Some(place + 1);
-        }
-        if self.in_flight.len() >= self.places_max {
-            return None;
-        }
-        self.in_flight.push(Some(command));
-        Some(u16::try_from(self.in_flight.len()).expect("places_max is below 65,000"))
-    }
-
-    /// The command a reply belongs to; its place is free again. `None`: nothing of that correlation is in flight.
-    pub fn answered(&mut self, correlation: u16) -> Option<InFlight> {
-        let place = correlation.checked_sub(1)?;
-        let command = self.in_flight.get_mut(usize::from(place))?.take()?;
-        self.free.push(place);
-        Some(command)
-    }
-
-    /// Commands without a reply.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.iter().flatten().count() as u64
-    }
-
-    /// True if a command could be issued.
-    pub fn has_place(&self) -> bool {
-        !self.free.is_empty() || self.in_flight.len() < self.places_max
-    }
-
     /// Appends a message's frame.
     pub fn put_send(&mut self, correlation: u16, stamp: Stamp) {
         self.template.put(&mut self.out, correlation, stamp);

@@ -29,9 +29,13 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the started gateway is told, unless the environment says otherwise: hashing the passwords of thousands of test
-/// users must not be the longest part of a run.
-const TEST_DEFAULTS: [(&str, &str); 2] =
-    [("TIDEGATE_AUTH_ARGON2_MEMORY_KIB", "8"), ("TIDEGATE_AUTH_ARGON2_ITERATIONS", "1")];
+/// users must not be the longest part of a run, and each of them may write as much as many people.
+const TEST_DEFAULTS: [(&str, &str); 4] = [
+    ("TIDEGATE_AUTH_ARGON2_MEMORY_KIB", "8"),
+    ("TIDEGATE_AUTH_ARGON2_ITERATIONS", "1"),
+    ("TIDEGATE_FAIRNESS_USER_PER_S", "0"),
+    ("TIDEGATE_FAIRNESS_CONVERSATION_PER_S", "100000"),
+];
 
 /// How a gateway is started; the same again after it has ended.
 #[derive(Clone, Debug)]

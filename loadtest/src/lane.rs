@@ -17,10 +17,11 @@ use tidegate_proto::{CloseCode, HEAD_BYTES, Head, Kind};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::clock::Clock;
-use crate::connection::{Connection, InFlight, Reading};
+use crate::connection::{Connection, Reading};
 use crate::finding::Fault;
 use crate::judge::{Delivery, Judge};
 use crate::pacer::{Due, Rotation};
+use crate::places::InFlight;
 use crate::tally::{Tally, Window};
 use crate::wire::{MessageView, STAMP_BYTES, Stamp, scan_send_ack};
 
@@ -180,7 +181,7 @@ impl Lane {
         let connection = &mut self.connections[index];
         if !connection.is_open || self.held_back_total >= HELD_BACK_MAX {
             self.tally.whole.never_written += 1;
-        } else if connection.held_back.is_empty() && connection.has_place() {
+        } else if connection.held_back.is_empty() && connection.places.has_place() {
             self.write_new(index, intended_ns);
         } else {
             connection.held_back.push_back(intended_ns);
@@ -205,7 +206,7 @@ impl Lane {
             counter: command.counter,
             intended_ns: command.intended_ns,
         };
-        let correlation = connection.issue(command).expect("the caller saw a free place");
+        let correlation = connection.places.issue(command).expect("the caller saw a free place");
         self.in_flight_total += 1;
         connection.put_send(correlation, stamp);
         self.touch(index);
@@ -229,7 +230,7 @@ impl Lane {
             if !self.connections[index].is_open {
                 continue;
             }
-            if self.connections[index].has_place() {
+            if self.connections[index].places.has_place() {
                 self.tally.whole.repeated += 1;
                 self.write(index, InFlight { counter, repetitions, intended_ns });
             } else {
@@ -437,7 +438,7 @@ impl Lane {
     /// The command a reply belongs to. The place it leaves goes to a message that was held back.
     fn take_answer(&mut self, index: usize, correlation: u16) -> Option<InFlight> {
         let connection = &mut self.connections[index];
-        let Some(command) = connection.answered(correlation) else {
+        let Some(command) = connection.places.answered(correlation) else {
             let user_id = connection.user_id;
             self.judge
                 .find(Fault::Protocol, || format!("user {user_id}: a reply to no command, correlation {correlation}"));
@@ -457,7 +458,7 @@ impl Lane {
             return;
         }
         self.progress += 1;
-        self.in_flight_total -= connection.in_flight();
+        self.in_flight_total -= connection.places.in_flight();
         self.held_back_total -= connection.held_back.len() as u64;
         self.tally.whole.never_written += connection.held_back.len() as u64;
         connection.held_back.clear();
@@ -470,7 +471,7 @@ impl Lane {
     /// Notes the commands that got no answer before patience ended.
     pub fn note_unanswered(&mut self) {
         for connection in self.connections.iter().filter(|connection| connection.is_open) {
-            let in_flight = connection.in_flight();
+            let in_flight = connection.places.in_flight();
             if in_flight > 0 {
                 let user_id = connection.user_id;
                 self.judge

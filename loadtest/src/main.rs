@@ -15,12 +15,14 @@ mod judge;
 mod lane;
 mod options;
 mod pacer;
+mod places;
 mod process;
 mod progress;
 mod pull;
 mod report;
 mod scenario;
 mod setup;
+mod storm;
 mod tally;
 mod wire;
 
@@ -81,6 +83,10 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
         Command::Idle { common, connections, .. } => (common, u64::from(*connections)),
         Command::Run { common } => (common, 200),
+        Command::LobbyStorm { options } => {
+            options.ramp()?;
+            (&options.common, u64::from(options.connections) + 64 * u64::from(options.http_connections))
+        }
         Command::Chaos { .. } | Command::Pull { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
@@ -95,7 +101,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         threads: common.threads as usize,
         seed: common.seed,
     };
-    let played = play(command, &stage).and_then(|results| publish(results, common));
+    let played = play(command, &stage).and_then(|results| publish(results, common, command));
     if let Some(gateway) = &mut gateway {
         if let Some(status) = gateway.has_ended() {
             eprintln!("the gateway ended by itself: {status}");
@@ -143,13 +149,19 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             }
             results
         }
+        Command::LobbyStorm { options } => vec![ScenarioResult::Storm(Box::new(storm::run(stage, options)?))],
         Command::Chaos { .. } | Command::Pull { .. } => unreachable!("it has no gateway that runs already"),
     })
 }
 
-fn publish(results: Vec<ScenarioResult>, common: &CommonOptions) -> anyhow::Result<Verdict> {
+fn publish(results: Vec<ScenarioResult>, common: &CommonOptions, command: &Command) -> anyhow::Result<Verdict> {
     let report = Report::new(results);
     report.publish(common.json.as_deref())?;
+    if let Command::LobbyStorm { options } = command
+        && let Some(path) = &options.html
+    {
+        storm::write_page(&report, path)?;
+    }
     Ok(report.verdict)
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::chaos::ChaosOptions;
 use crate::pull::options::PullOptions;
+use crate::storm::StormOptions;
 use crate::wire::STAMP_BYTES;
 
 const EXAMPLES: &str = "\
@@ -28,6 +29,9 @@ Examples:
 
   # A short run of private and room, for a first look
   tidegate-loadtest run --start-gateway
+
+  # A lobby of ten thousand, from 1 to 5,000 messages a second and back; a report to open in a browser
+  tidegate-loadtest lobby-storm --start-gateway --html storm.html
 
   # How fast is a storm's lobby pulled, compared with nginx?
   tidegate-loadtest pull --start-gateway
@@ -100,6 +104,11 @@ pub enum Command {
     Run {
         #[command(flatten)]
         common: CommonOptions,
+    },
+    /// One lobby, very many watchers, a rate that climbs through all gears and comes back
+    LobbyStorm {
+        #[command(flatten)]
+        options: Box<StormOptions>,
     },
     /// Break gateways and services of its own under traffic; judge that nothing is lost, doubled or reordered
     Chaos {

@@ -12,6 +12,7 @@ use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::process::{Host, Memory};
 use crate::pull::report::{self as pull, PullResult};
+use crate::storm::{self, StormResult};
 use crate::tally::{TimesSummary, Whole};
 
 /// The one word about a run.
@@ -80,6 +81,8 @@ pub enum ScenarioResult {
     Idle(IdleResult),
     /// Faults under traffic.
     Chaos(Box<ChaosResult>),
+    /// A lobby through its gears.
+    Storm(Box<StormResult>),
     /// Pulls as fast as they go.
     Pull(Box<PullResult>),
 }
@@ -91,6 +94,7 @@ impl ScenarioResult {
             Self::Traffic(result) => result.verdict,
             Self::Idle(result) => result.verdict,
             Self::Chaos(result) => result.verdict,
+            Self::Storm(result) => result.verdict,
             Self::Pull(result) => result.verdict,
         }
     }
@@ -237,6 +241,7 @@ impl Report {
                 ScenarioResult::Traffic(result) => traffic_table(&mut out, result),
                 ScenarioResult::Idle(result) => idle_table(&mut out, result),
                 ScenarioResult::Chaos(result) => chaos::table(&mut out, result),
+                ScenarioResult::Storm(result) => storm::table(&mut out, result),
                 ScenarioResult::Pull(result) => pull::table(&mut out, result),
             };
         }
@@ -336,7 +341,8 @@ fn in_words(us: f64) -> String {
     }
 }
 
-fn mib(bytes: u64) -> f64 {
+/// For people.
+pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
 

@@ -107,6 +107,16 @@ impl Http {
         self.post(&format!("/api/v1/rooms/{}/join", room.room_id), Some(account), &json!({})).map(drop)
     }
 
+    /// What clients need to know: ports, bounds, lobbies, storms.
+    ///
+    /// # Errors
+    /// What the server answered.
+    pub fn settings(&self) -> anyhow::Result<Value> {
+        let mut response = self.agent.get(format!("{}/api/v1/config", self.base)).call()?;
+        let text = response.body_mut().read_to_string()?;
+        serde_json::from_str(&text).context("/api/v1/config is no JSON")
+    }
+
     fn post(&self, path: &str, account: Option<&Account>, body: &Value) -> anyhow::Result<Value> {
         for attempt in 1.. {
             let mut request = self.agent.post(format!("{}{path}", self.base));

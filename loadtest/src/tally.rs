@@ -132,15 +132,21 @@ impl Tally {
         self.offered += other.offered;
         self.accepted += other.accepted;
         self.delivered += other.delivered;
-        let (whole, theirs) = (&mut self.whole, &other.whole);
-        whole.offered += theirs.offered;
-        whole.held_back += theirs.held_back;
-        whole.never_written += theirs.never_written;
-        whole.repeated += theirs.repeated;
+        self.whole.merge(&other.whole);
+    }
+}
+
+impl Whole {
+    /// Adds another thread's.
+    pub fn merge(&mut self, other: &Self) {
+        self.offered += other.offered;
+        self.held_back += other.held_back;
+        self.never_written += other.never_written;
+        self.repeated += other.repeated;
         for (ours, theirs) in [
-            (&mut whole.errors, &theirs.errors),
-            (&mut whole.other_pushes, &theirs.other_pushes),
-            (&mut whole.closed, &theirs.closed),
+            (&mut self.errors, &other.errors),
+            (&mut self.other_pushes, &other.other_pushes),
+            (&mut self.closed, &other.closed),
         ] {
             for (key, count) in theirs {
                 *ours.entry(key.clone()).or_default() += count;

@@ -32,7 +32,8 @@ pub const STAMP_BYTES: usize = 24;
 const CLIENT_MSG_ID_BYTES: usize = 16;
 
 impl Stamp {
-    fn encode(self) -> [u8; STAMP_BYTES] {
+    /// As it stands at the front of a body.
+    pub fn encode(self) -> [u8; STAMP_BYTES] {
         let mut bytes = [0; STAMP_BYTES];
         bytes[..4].copy_from_slice(&self.run.to_be_bytes());
         bytes[4..8].copy_from_slice(&self.conversation.to_be_bytes());
@@ -95,6 +96,37 @@ impl SendTemplate {
     }
 }
 
+/// Appends the frame of a `Pull`: what comes after `after_seq`, below `before_seq` unless that is 0.
+pub fn put_pull(out: &mut Vec<u8>, correlation: u16, lobby: &str, epoch: u32, after_seq: u64, before_seq: u64) {
+    let start = out.len();
+    out.extend_from_slice(&[Kind::Pull as i32 as u8, 0]);
+    out.extend_from_slice(&correlation.to_be_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.push(0x0a);
+    put_varint(out, lobby.len() as u64);
+    out.extend_from_slice(lobby.as_bytes());
+    if epoch != 0 {
+        out.push(0x10);
+        put_varint(out, u64::from(epoch));
+    }
+    out.push(0x18);
+    put_varint(out, after_seq);
+    if before_seq != 0 {
+        out.push(0x20);
+        put_varint(out, before_seq);
+    }
+    let payload_bytes = u32::try_from(out.len() - start - HEAD_BYTES).expect("a pull is short");
+    out[start + 4..start + HEAD_BYTES].copy_from_slice(&payload_bytes.to_be_bytes());
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value > 0x7f {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
 /// What the judge looks at in a `Message` push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MessageView<'a> {
@@ -127,6 +159,66 @@ impl<'a> MessageView<'a> {
                 (4, Value::Bytes(bytes)) => view.message_id = bytes,
                 (5, Value::Varint(sender_id)) => view.sender_id = sender_id,
                 (8, Value::Bytes(bytes)) => view.body = bytes,
+                _ => {}
+            }
+        }
+        Some(view)
+    }
+}
+
+/// Calls `take` for each `Message` of a `repeated Message` field that fills `payload`, whatever the field's number. False
+/// if something in it cannot be read.
+pub fn each_message<'a>(payload: &'a [u8], mut take: impl FnMut(&MessageView<'a>)) -> bool {
+    let mut fields = Fields(payload);
+    while !fields.0.is_empty() {
+        let Some((_, Value::Bytes(bytes))) = fields.next() else { return false };
+        let Some(view) = MessageView::scan(bytes) else { return false };
+        take(&view);
+    }
+    true
+}
+
+/// What a `PullReply` says of itself, and its messages still encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PullView<'a> {
+    /// Field 1.
+    pub conversation_id: &'a [u8],
+    /// Field 2.
+    pub epoch: u32,
+    /// Field 3.
+    pub from_seq: u64,
+    /// Field 4.
+    pub to_seq: u64,
+    /// Field 5.
+    pub latest_seq: u64,
+    /// Field 6.
+    pub more: bool,
+    /// Field 7.
+    pub gap: bool,
+    /// Field 8: from the first message to the end. Other fields after it make it unreadable; nobody writes them there.
+    pub messages: &'a [u8],
+}
+
+impl<'a> PullView<'a> {
+    /// Scans a payload up to its messages; `None` if it is not valid.
+    pub fn scan(payload: &'a [u8]) -> Option<Self> {
+        let mut view = Self::default();
+        let mut fields = Fields(payload);
+        while !fields.0.is_empty() {
+            let rest = fields.0;
+            match fields.next()? {
+                (1, Value::Bytes(bytes)) => view.conversation_id = bytes,
+                #[allow(clippy::cast_possible_truncation)]
+                (2, Value::Varint(epoch)) => view.epoch = epoch as u32,
+                (3, Value::Varint(seq)) => view.from_seq = seq,
+                (4, Value::Varint(seq)) => view.to_seq = seq,
+                (5, Value::Varint(seq)) => view.latest_seq = seq,
+                (6, Value::Varint(more)) => view.more = more != 0,
+                (7, Value::Varint(gap)) => view.gap = gap != 0,
+                (8, Value::Bytes(_)) => {
+                    view.messages = rest;
+                    break;
+                }
                 _ => {}
             }
         }
@@ -202,7 +294,7 @@ mod tests {
     use super::*;
     use crate::pacer::Random;
     use prost::Message as _;
-    use tidegate_proto::v1::{Message, SendAck};
+    use tidegate_proto::v1::{Message, Pull, PullReply, SendAck};
 
     #[test]
     fn a_template_gives_the_frame_prost_would_give() {
@@ -254,6 +346,43 @@ mod tests {
                 SendAck { message_id: Bytes::from(vec![random.next() as u8; 16]), accepted_at_ms: bits(&mut random) };
             assert_eq!(scan_send_ack(&ack.encode_to_vec()).expect("16 bytes"), ack.message_id[..]);
         }
+    }
+
+    #[test]
+    fn a_pull_is_the_frame_prost_would_give() {
+        for (epoch, after_seq, before_seq) in [(0, 0, 0), (1, 127, 128), (u32::MAX, 41, 1 << 40)] {
+            let mut out = b"before".to_vec();
+            put_pull(&mut out, 65_535, "lobby_main", epoch, after_seq, before_seq);
+            let pull = Pull { conversation_id: "lobby_main".to_owned(), epoch, after_seq: Some(after_seq), before_seq };
+            let mut expected = BytesMut::from(&b"before"[..]);
+            frame::put_message(&mut expected, Kind::Pull, 65_535, &pull);
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn a_pull_reply_is_read_as_prost_reads_it() {
+        let message = |seq| Message { seq, epoch: 3, body: vec![1; 40].into(), ..Message::default() };
+        for messages in [vec![], vec![message(7), message(8)]] {
+            let reply = PullReply {
+                conversation_id: "lobby_main".into(),
+                epoch: 3,
+                from_seq: 7,
+                to_seq: 8,
+                latest_seq: 900,
+                more: true,
+                gap: true,
+                messages: messages.clone(),
+            };
+            let payload = reply.encode_to_vec();
+            let view = PullView::scan(&payload).expect("prost encoded it");
+            assert_eq!((view.conversation_id, view.epoch), (&b"lobby_main"[..], 3));
+            assert_eq!((view.from_seq, view.to_seq, view.latest_seq, view.more, view.gap), (7, 8, 900, true, true));
+            let mut seqs = Vec::new();
+            assert!(each_message(view.messages, |view| seqs.push(view.seq)));
+            assert_eq!(seqs, messages.iter().map(|message| message.seq).collect::<Vec<_>>());
+        }
+        assert!(!each_message(&[0x42, 9, 1], |_| {}));
     }
 
     #[test]

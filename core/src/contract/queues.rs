@@ -246,6 +246,7 @@ pub async fn push_reaches_all<Q: PushQueue>(one: &Q, other: &Q) {
     sent.push(PushEvent::Rejected { user: UserId(1), session: SessionId(2), payload: Bytes::from_static(b"no") });
     sent.push(PushEvent::ReceiptMoved(receipt_moved(3)));
     sent.push(PushEvent::MembershipChanged { conversation: room, user: UserId(4), change: Membership::Left });
+    sent.push(PushEvent::RoomChanged(RoomId(9)));
     for batch in sent.chunks(50) {
         let unknown = one.publish(vec![(PushTarget::All, batch.to_vec())]).await.expect("published");
         assert!(unknown.is_empty());

@@ -24,8 +24,8 @@ use crate::ids::{
 use crate::ports::{
     Archive, Backend, Beat, CacheRun, CacheSlice, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch,
     IngestConsumer, Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome,
-    PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Standing, Summary, TokenState, UnreadCount,
-    User, Watermark,
+    PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
+    UnreadCount, User, Watermark,
 };
 use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
@@ -147,6 +147,7 @@ impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
+        spend(spends: &[Spend]) -> Vec<u64>;
         put_token(token: &str, user: UserId, ttl: Duration) -> ();
         token_states(tokens: &[&str]) -> Vec<TokenState>;
         delete_token(token: &str) -> bool;
@@ -187,6 +188,8 @@ impl Archive for Faulty<MemoryArchive> {
         users(ids: &[UserId]) -> Vec<User>;
         create_room(name: &str, owner: UserId, capacity: u32, at: Millis) -> Room;
         room(room: RoomId) -> Option<Room>;
+        rooms_by_id(ids: &[RoomId]) -> Vec<Room>;
+        set_slow_mode(room: RoomId, slow_mode_s: u32) -> bool;
         rooms(before: Option<RoomId>, size: u32) -> Vec<Room>;
         join_room(room: RoomId, user: UserId, at: Millis) -> Joined;
         leave_room(room: RoomId, user: UserId) -> bool;

@@ -33,6 +33,8 @@ pub struct Room {
     pub members: u32,
     /// When it was made.
     pub created_at: Millis,
+    /// Seconds a user waits between two messages; 0: none. At most [`crate::limits::SLOW_MODE_S_MAX`].
+    pub slow_mode_s: u32,
 }
 
 /// What became of a wish to join.
@@ -244,6 +246,19 @@ pub trait Archive: Send + Sync + 'static {
     /// # Errors
     /// [`PortError`].
     fn room(&self, room: RoomId) -> impl Future<Output = PortResult<Option<Room>>> + Send;
+
+    /// Those of the rooms that exist, in any order.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn rooms_by_id(&self, ids: &[RoomId]) -> impl Future<Output = PortResult<Vec<Room>>> + Send;
+
+    /// Sets how long a user waits between two messages in a room, in seconds; 0: not at all. Returns whether there is such
+    /// a room.
+    ///
+    /// # Errors
+    /// [`PortError`]; repeating is harmless.
+    fn set_slow_mode(&self, room: RoomId, slow_mode_s: u32) -> impl Future<Output = PortResult<bool>> + Send;
 
     /// Rooms with ids below `before` (all if `None`), newest first, at most `size`.
     ///

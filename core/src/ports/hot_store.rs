@@ -9,7 +9,7 @@ use crate::ids::{Attachment, ConversationId, Epoch, GatewayId, LobbyName, Place,
 
 #[cfg(doc)]
 use super::PortError;
-use super::{End, PortResult};
+use super::{End, PortResult, Spend};
 
 /// The messages of a batch that belong to one conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,6 +301,15 @@ pub trait HotStore: Send + Sync + 'static {
     /// # Errors
     /// [`PortError`]; repeating is harmless.
     fn forget_unread(&self, users: &[UserId]) -> impl Future<Output = PortResult<()>> + Send;
+
+    /// Adds what was let pass to allowances, and says what debt each then has, in their order, in microseconds: with what other
+    /// gateways told. The new debt is the former one, or that of an allowance that was whole `age_us` ago, and `cost_us` on
+    /// top; at least `debt_us`, at most `most_us`. An allowance may be forgotten [`crate::limits::ALLOWANCE_KEPT`] after it was
+    /// whole, and not before: what another gateway tells of the time before comes on top.
+    ///
+    /// # Errors
+    /// [`PortError`]. What was told may have been added; a repetition with a cost adds it again, one without repairs the debt.
+    fn spend(&self, spends: &[Spend]) -> impl Future<Output = PortResult<Vec<u64>>> + Send;
 
     /// Remembers a login token.
     ///

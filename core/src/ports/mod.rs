@@ -4,11 +4,13 @@
 //! suite in [`crate::contract`]. Calls answer within a bound of their own (adapters set command timeouts), and an error
 //! says whether repeating the same call can help.
 
+mod allowances;
 mod archive;
 mod hot_store;
 mod passwords;
 mod queues;
 
+pub use allowances::{AllowanceKey, Holder, Spend};
 pub use archive::{Archive, End, Joined, Page, PersistBatch, Room, Standing, User, Watermark, name_key};
 pub use hot_store::{
     Beat, CacheRun, CacheSlice, Filing, Hold, HotStore, Presence, PresenceChange, PresenceOutcome, SequenceGrant,

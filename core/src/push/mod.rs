@@ -23,6 +23,7 @@ use tidegate_proto::{HEAD_BYTES, Kind, v1};
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardId, ShardInput, ShardSet};
 use crate::event::{Membership, PushEvent};
+use crate::fairness::paces::Paces;
 use crate::ids::{ConversationId, Millis, Place, Span, UserId};
 use crate::ingest::members::Members;
 use crate::limits::PUSH_BATCH_MAX;
@@ -42,6 +43,8 @@ pub struct PushEngine<B, M, C> {
     pub routes: Arc<Routes>,
     /// The ingest engine's view of rooms, kept current from here.
     pub members: Arc<Members>,
+    /// The acceptors' view of rooms, likewise.
+    pub paces: Arc<Paces>,
     /// What is pulled; told of what goes by.
     pub pulls: Arc<Pulls<B, M, C>>,
     /// How long messages of the merged gear may wait for each other.
@@ -132,11 +135,12 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         }
     }
 
-    /// Pushes may have been lost: membership changes for the ingest engine's view, and anything for clients.
+    /// Pushes may have been lost: changes of rooms for the engines' views, and anything for clients.
     async fn tell_missed(&self, reason: &'static str) {
         metrics::counter!(meter::PUSH_MISSED, "reason" => reason).increment(1);
         tracing::info!(reason, "pushes may have been lost on their way here, clients are told to sync");
         self.members.forget_all();
+        self.paces.forget_all();
         self.pulls.tails.doubt();
         for shard in (0..self.mailboxes.shards()).map(ShardId) {
             self.mailboxes.post(shard, vec![ShardInput::PushesMissed { of: None }]).await;
@@ -220,6 +224,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     }
                     self.to_conversation(conversation, None, News::None, frame, everywhere, &mut batches);
                 }
+                PushEvent::RoomChanged(room) => self.paces.forget(room),
                 PushEvent::MembershipChanged { conversation, user, change } => {
                     let ConversationId::Room(room) = conversation else {
                         continue;
@@ -318,6 +323,6 @@ fn payload_len(event: &PushEvent) -> usize {
         | PushEvent::MembershipChanged { .. }
         | PushEvent::Noticed { .. }
         | PushEvent::GearChanged { .. } => SMALL,
-        PushEvent::Marked(_) | PushEvent::Replaced { .. } => 0,
+        PushEvent::Marked(_) | PushEvent::Replaced { .. } | PushEvent::RoomChanged(_) => 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::limits::{
     NAME_CHARS_MAX, NAME_CHARS_MIN, PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, ROOM_CAPACITY_MIN, ROOM_MEMBERS_MAX,
+    SLOW_MODE_S_MAX,
 };
 use crate::ports::PortError;
 
@@ -41,6 +42,12 @@ pub enum ServiceError {
     /// A capacity outside the bounds.
     #[error("a room takes {ROOM_CAPACITY_MIN} to {ROOM_MEMBERS_MAX} members")]
     RoomCapacityInvalid,
+    /// A slow mode outside the bounds.
+    #[error("a slow mode is 0 (off) to {SLOW_MODE_S_MAX} seconds")]
+    SlowModeInvalid,
+    /// Only the room's owner may do this.
+    #[error("only the room's owner may do this")]
+    NotOwner,
     /// No such room.
     #[error("there is no such room")]
     RoomUnknown,
@@ -78,6 +85,8 @@ impl ServiceError {
             Self::UserUnknown => "user_unknown",
             Self::RoomNameInvalid => "room_name_invalid",
             Self::RoomCapacityInvalid => "room_capacity_invalid",
+            Self::SlowModeInvalid => "slow_mode_invalid",
+            Self::NotOwner => "not_owner",
             Self::RoomUnknown => "room_unknown",
             Self::RoomFull => "room_full",
             Self::NotMember => "not_member",

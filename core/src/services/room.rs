@@ -1,9 +1,9 @@
-//! Rooms: making, listing, joining and leaving them.
+//! Rooms: making, listing, joining, leaving and slowing them.
 //!
 //! In go users and room ids, out come rooms; every change is committed to the archive first and then announced to all
 //! gateways through the push port, so that live sessions and caches follow. Must always hold: what the archive took is
 //! answered with success. An announcement that fails within its bound is counted and logged; the affected sessions catch
-//! up at their next login, and a repeated join announces again.
+//! up at their next login, and a repeated join announces again; a slow mode is seen within a minute all the same.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use futures_util::future::{Either, select};
 use crate::clock::Clock;
 use crate::event::{Membership, PushEvent};
 use crate::ids::{ConversationId, RoomId, UserId};
-use crate::limits::{NAME_CHARS_MAX, ROOM_CAPACITY_MIN, ROOM_MEMBERS_MAX, ROOMS_PAGE_MAX};
+use crate::limits::{NAME_CHARS_MAX, ROOM_CAPACITY_MIN, ROOM_MEMBERS_MAX, ROOMS_PAGE_MAX, SLOW_MODE_S_MAX};
 use crate::meter;
 use crate::ports::{Archive as _, Backend, HotStore as _, Joined, PushQueue as _, PushTarget, Room, UnreadCount, User};
 
@@ -58,7 +58,7 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
             return Err(ServiceError::RoomCapacityInvalid);
         }
         let room = self.backend.archive().create_room(name, owner, capacity, self.clock.now()).await?;
-        self.announce(room.id, owner, Membership::Joined).await;
+        self.announce_membership(room.id, owner, Membership::Joined).await;
         Ok(room)
     }
 
@@ -91,9 +91,9 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
             // `Already` too: the first try may have died between the archive and the announcement.
             Joined::Now => {
                 self.forget_unread(room, user).await;
-                self.announce(room, user, Membership::Joined).await;
+                self.announce_membership(room, user, Membership::Joined).await;
             }
-            Joined::Already => self.announce(room, user, Membership::Joined).await,
+            Joined::Already => self.announce_membership(room, user, Membership::Joined).await,
             Joined::Full => return Err(ServiceError::RoomFull),
             Joined::NoRoom => return Err(ServiceError::RoomUnknown),
         }
@@ -107,11 +107,30 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
     pub async fn leave(&self, room: RoomId, user: UserId) -> ServiceResult<()> {
         if self.backend.archive().leave_room(room, user).await? {
             self.forget_unread(room, user).await;
-            self.announce(room, user, Membership::Left).await;
+            self.announce_membership(room, user, Membership::Left).await;
             return Ok(());
         }
         // Nothing is announced here: anybody could make every member of every room hear of it.
         self.room(room).await.map(|_| ())
+    }
+
+    /// Has every user but the owner wait `slow_mode_s` seconds between two messages; 0 ends it. Only `owner`, the room's, may
+    /// do that. Returns the room after it.
+    ///
+    /// # Errors
+    /// [`ServiceError::SlowModeInvalid`], [`ServiceError::RoomUnknown`], [`ServiceError::NotOwner`], or a port's error.
+    pub async fn set_slow_mode(&self, room: RoomId, owner: UserId, slow_mode_s: u32) -> ServiceResult<Room> {
+        if slow_mode_s > SLOW_MODE_S_MAX {
+            return Err(ServiceError::SlowModeInvalid);
+        }
+        if self.room(room).await?.owner != owner {
+            return Err(ServiceError::NotOwner);
+        }
+        if !self.backend.archive().set_slow_mode(room, slow_mode_s).await? {
+            return Err(ServiceError::RoomUnknown);
+        }
+        self.announce(PushEvent::RoomChanged(room)).await;
+        self.room(room).await
     }
 
     /// Who is in a room, by ascending id. Any user may ask, as for the room itself.
@@ -150,9 +169,12 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
         }
     }
 
+    async fn announce_membership(&self, room: RoomId, user: UserId, change: Membership) {
+        self.announce(PushEvent::MembershipChanged { conversation: ConversationId::Room(room), user, change }).await;
+    }
+
     /// Tells every gateway, within a bound. A repetition is harmless to them.
-    async fn announce(&self, room: RoomId, user: UserId, change: Membership) {
-        let event = PushEvent::MembershipChanged { conversation: ConversationId::Room(room), user, change };
+    async fn announce(&self, event: PushEvent) {
         let mut why = String::new();
         for delay_ms in ANNOUNCE_DELAYS_MS {
             if delay_ms > 0 {
@@ -166,7 +188,7 @@ impl<B: Backend, C: Clock> RoomService<B, C> {
             }
         }
         metrics::counter!(meter::ROOM_UNANNOUNCED).increment(1);
-        tracing::warn!(room = room.0, user = user.0, ?change, why, "a change of membership was not announced");
+        tracing::warn!(?event, why, "a change of a room was not announced");
     }
 }
 

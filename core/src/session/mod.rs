@@ -17,7 +17,7 @@ use tidegate_proto::v1::{self, CloseCode, Code};
 use tidegate_proto::{Frame, FrameError, Kind, OPENING_BYTES, Opening, frame};
 
 use crate::delivery::{
-    Accepting, Confirmed, ConnectionKey, Ground, Identity, Pull, Request, RoomsLookUp, Settled, Ticket,
+    Accepting, Confirmed, ConnectionKey, Ground, Identity, Pull, Refused, Request, RoomsLookUp, Settled, Ticket,
 };
 use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
@@ -127,7 +127,7 @@ impl Actions {
 
     /// Appends an Error reply.
     pub fn refuse(&mut self, correlation: u16, code: Code, text: &str) {
-        self.refuse_for(correlation, code, text, retry_after_ms(code));
+        self.refuse_for(correlation, code, text, Refused::from(code).retry_after_ms);
     }
 
     /// Appends an Error reply that says how long to wait.
@@ -149,16 +149,6 @@ impl Actions {
 /// Whether the kind is a command of those who are logged in.
 fn is_command(kind: Kind) -> bool {
     matches!(kind, Kind::Send | Kind::Receipt | Kind::History | Kind::Watch | Kind::Sync | Kind::Pull)
-}
-
-/// How long a client should wait before it repeats a command refused with `code`; 0 where it should not, or at once.
-fn retry_after_ms(code: Code) -> u32 {
-    match code {
-        Code::Unavailable | Code::Draining => 1000,
-        Code::Overloaded | Code::SlowDown => 100,
-        Code::Uncertain => 200,
-        _ => 0,
-    }
 }
 
 impl Session {
@@ -336,7 +326,9 @@ impl Session {
                 actions.reply(Kind::SendAck, correlation, &ack);
             }
             Ok(Confirmed::Receipt) => actions.reply(Kind::ReceiptAck, correlation, &v1::ReceiptAck {}),
-            Err(code) => actions.refuse(correlation, code, refusal_text(code)),
+            Err(refused) => {
+                actions.refuse_for(correlation, refused.code, refusal_text(refused.code), refused.retry_after_ms);
+            }
         }
     }
 
@@ -510,6 +502,7 @@ fn refusal_text(code: Code) -> &'static str {
     match code {
         Code::Unavailable => "a service is not available, try again",
         Code::Overloaded => "too much at once, try again",
+        Code::SlowDown => "more than may be sent here, wait as long as stated",
         Code::Uncertain => "it may or may not have happened, repeat it with the same client_msg_id",
         Code::Draining => "this gateway is going away, reconnect",
         Code::UnknownUser => "there is no such user",

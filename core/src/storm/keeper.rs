@@ -114,6 +114,10 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         let Some(slot) = self.slot(conversation, false) else { return };
         let mut state = slot.lock();
         state.is_signal = gear == Gear::Signal;
+        if !state.is_signal {
+            // Those who are told of this pull once more.
+            state.told = state.told.max(state.noticed);
+        }
         state.hear(Place { seq: Seq(from.seq.0.saturating_sub(1)), ..from }, self.clock.now());
     }
 
@@ -264,7 +268,9 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 // The storm pauses, and the next notice wakes.
                 next = Millis(now.0 + IDLE_MS);
             }
-            let tell_at = state.told_at.0 + u64::from(state.spread_ms);
+            // On a grid: a client that pulls at its own moment of every spread is told once before each of them.
+            let spread_ms = u64::from(state.spread_ms).max(1);
+            let tell_at = (state.told_at.0 / spread_ms + 1) * spread_ms;
             if !state.owes_notice() || state.is_behind(&tail) {
                 // There is nothing to tell, or not yet.
             } else if tell_at <= now.0 {

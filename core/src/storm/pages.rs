@@ -29,7 +29,7 @@ const CHUNK_BYTES_MAX: usize = 8 * 1024;
 const PAGES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How long the newest page, to which messages are added, is believed to be as it was read.
-const OPEN_PAGE_MS: u64 = 100;
+const OPEN_PAGE_MS: u64 = 20;
 
 /// How long a whole page is believed: an archive that went back gives its sequences to others.
 const PAGE_MS: u64 = 30_000;

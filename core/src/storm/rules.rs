@@ -98,8 +98,10 @@ impl StormRule {
     /// Most bytes of messages in the answer to one live pull, which a watcher makes once per `spread`.
     #[must_use]
     pub fn pull_bytes_max(&self) -> usize {
+        /// The notice, the heads and the answer's small fields; over HTTP the headers come on top.
+        const REST: usize = 256;
         let bytes = u128::from(self.watcher_bytes_per_s) * self.spread.as_millis() / 1000;
-        usize::try_from(bytes).unwrap_or(usize::MAX).min(self.answer_bytes_max)
+        usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(REST).clamp(1, self.answer_bytes_max)
     }
 
     /// The first pair of numbers that contradict each other: a setting's name, and what it must be.
@@ -236,7 +238,7 @@ mod tests {
         let main = of("lobby_main");
         assert_eq!((main.merged_per_s, main.signal_per_s, main.gears.merged), (20, 50, false));
         let eu = of("lobby_eu");
-        assert_eq!((eu.merged_per_s, eu.signal_per_s, eu.pull_bytes_max()), (5, 100, 32 * 1024));
+        assert_eq!((eu.merged_per_s, eu.signal_per_s, eu.pull_bytes_max()), (5, 100, 32 * 1024 - 256));
         assert_eq!(*of("r_7"), StormRule::default());
     }
 

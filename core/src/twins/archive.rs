@@ -293,7 +293,7 @@ impl Archive for MemoryArchive {
     async fn create_room(&self, name: &str, owner: UserId, capacity: u32, at: Millis) -> PortResult<Room> {
         let mut state = self.state();
         let id = RoomId(state.rooms.last_key_value().map_or(1, |(id, _)| id.0 + 1));
-        let room = Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at };
+        let room = Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at, slow_mode_s: 0 };
         state.rooms.insert(id, room.clone());
         state.members.insert((owner, ConversationId::Room(id)), at);
         Ok(room)
@@ -301,6 +301,17 @@ impl Archive for MemoryArchive {
 
     async fn room(&self, room: RoomId) -> PortResult<Option<Room>> {
         Ok(self.state().rooms.get(&room).cloned())
+    }
+
+    async fn rooms_by_id(&self, ids: &[RoomId]) -> PortResult<Vec<Room>> {
+        let state = self.state();
+        Ok(ids.iter().filter_map(|id| state.rooms.get(id).cloned()).collect())
+    }
+
+    async fn set_slow_mode(&self, room: RoomId, slow_mode_s: u32) -> PortResult<bool> {
+        let mut state = self.state();
+        let room = state.rooms.get_mut(&room);
+        Ok(room.map(|room| room.slow_mode_s = slow_mode_s).is_some())
     }
 
     async fn rooms(&self, before: Option<RoomId>, size: u32) -> PortResult<Vec<Room>> {

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use tidegate_core::accept::{self, AcceptQueues};
 use tidegate_core::delivery::ShardId;
+use tidegate_core::fairness::Rules;
+use tidegate_core::fairness::rules::SendLimits;
 use tidegate_core::ids::{GatewayId, LobbyName, MessageId, Partition};
 use tidegate_core::ingest::IngestEngine;
 use tidegate_core::ingest::members::Members;
@@ -51,6 +53,7 @@ pub struct Backends {
     pub hot: EmbeddedHotStore<Sim>,
     pub archive: MemoryArchive,
     pub lobbies: Vec<LobbyName>,
+    pub limits: Arc<SendLimits>,
 }
 
 impl Backends {
@@ -117,6 +120,7 @@ impl Gateway {
             mailboxes: mailboxes.clone(),
         };
         let members = Arc::new(Members::default());
+        let fairness = Rules { limits: Arc::clone(&backends.limits), paces: Arc::default() };
         let mut tasks = Vec::new();
         let rules = Arc::new(faults.storm_rules());
         let pulls = {
@@ -139,13 +143,14 @@ impl Gateway {
 
         let push = {
             let (ports, mailboxes, routes) = (Arc::clone(&ports), mailboxes.clone(), Arc::clone(&links.routes));
-            let (members, clock, pulls) = (Arc::clone(&members), sim.clone(), Arc::clone(&pulls));
-            let rules = Arc::clone(&rules);
+            let (members, paces, clock) = (Arc::clone(&members), Arc::clone(&fairness.paces), sim.clone());
+            let (pulls, rules) = (Arc::clone(&pulls), Arc::clone(&rules));
             move || PushEngine {
                 backend: Arc::clone(&ports),
                 mailboxes: mailboxes.clone(),
                 routes: Arc::clone(&routes),
                 members: Arc::clone(&members),
+                paces: Arc::clone(&paces),
                 pulls: Arc::clone(&pulls),
                 rules: Arc::clone(&rules),
                 frame_bytes_max: FRAME_BYTES,
@@ -164,7 +169,8 @@ impl Gateway {
                 IngestEngine::new(partition, ports, clock.clone(), members, Arc::clone(&streams), rules).run()
             };
             tasks.push(spawner.spawn(Mortal::new(shared, "ingest engine died", engine)));
-            let accept = accept::run(partition, links.accept.clone(), Arc::clone(&ports), mailboxes.clone());
+            let (queues, fairness) = (links.accept.clone(), fairness.clone());
+            let accept = accept::run(partition, queues, Arc::clone(&ports), mailboxes.clone(), fairness, sim.clone());
             tasks.push(spawner.spawn(accept));
         }
         tasks.push(spawner.spawn(streams::run_beacons(out_streams, Arc::clone(&ports), sim.clone())));

@@ -57,6 +57,7 @@ const EVENTS: &[&str] = &[
     "pushes reordered",
     "push passed by",
     "slow consumer cut",
+    "slowed down",
     "synced",
     "told to reload",
     "told to sync",

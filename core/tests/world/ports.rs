@@ -13,7 +13,7 @@ use tidegate_core::ids::{
 };
 use tidegate_core::ports::{
     Archive, Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, Joined, Page, PersistBatch, PortError,
-    PortResult, Presence, PresenceChange, PresenceOutcome, Room, SequenceGrant, SequenceRun, Standing, Summary,
+    PortResult, Presence, PresenceChange, PresenceOutcome, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary,
     TokenState, UnreadCount, User, Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
@@ -206,6 +206,10 @@ impl HotStore for Ports {
         self.shared.call("set_unread", self.hot.set_unread(counts)).await
     }
 
+    async fn spend(&self, spends: &[Spend]) -> PortResult<Vec<u64>> {
+        self.shared.call("spend", self.hot.spend(spends)).await
+    }
+
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {
         self.shared.call("put_token", self.hot.put_token(token, user, ttl)).await
     }
@@ -299,6 +303,14 @@ impl Archive for Ports {
 
     async fn room(&self, room: RoomId) -> PortResult<Option<Room>> {
         self.archive.room(room).await
+    }
+
+    async fn rooms_by_id(&self, ids: &[RoomId]) -> PortResult<Vec<Room>> {
+        self.shared.call("rooms_by_id", self.archive.rooms_by_id(ids)).await
+    }
+
+    async fn set_slow_mode(&self, room: RoomId, slow_mode_s: u32) -> PortResult<bool> {
+        self.archive.set_slow_mode(room, slow_mode_s).await
     }
 
     async fn rooms(&self, before: Option<RoomId>, size: u32) -> PortResult<Vec<Room>> {

@@ -252,6 +252,7 @@ fn brief(event: &PushEvent) -> String {
         PushEvent::Rejected { user, .. } => format!("rejection for {}", user.0),
         PushEvent::Replaced { user, attachment } => format!("replaced {:x} of {}", attachment.0, user.0),
         PushEvent::Marked(mark) => format!("batch {} of {:x}", mark.after, mark.stream.0),
+        PushEvent::RoomChanged(room) => format!("room {} changed", room.0),
         PushEvent::MembershipChanged { conversation, user, .. } => format!("member {} of {conversation}", user.0),
     }
 }

@@ -461,7 +461,7 @@ impl State {
     fn end_turn(&mut self) {
         self.links.accept.offer(&mut self.accepted, &mut self.lanes);
         while let Some(accepting) = self.accepted.pop_front() {
-            self.settle(&Settled { ticket: accepting.ticket, outcome: Err(Code::Overloaded) });
+            self.settle(&Settled { ticket: accepting.ticket, outcome: Err(Code::Overloaded.into()) });
         }
         for connection in self.connections.values_mut() {
             if connection.session.holds_pushes() && !connection.is_closing {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tidegate_core::clock::Clock as _;
+use tidegate_core::fairness::limit::Limit;
+use tidegate_core::fairness::rules::{Limits, SendLimits};
 use tidegate_core::ids::{ConversationId, Epoch, GatewayId, Millis, Partition, UserId};
 use tidegate_core::ports::Archive as _;
 use tidegate_core::twins::archive::MemoryArchive;
@@ -48,6 +50,8 @@ pub fn play(seed: u64, is_traced: bool) -> Outcome {
     let ledger = Arc::new(Ledger::new(&sim, &archive));
     let is_faulty = Arc::new(AtomicBool::new(true));
     let ids: Vec<GatewayId> = ["gw-a", "gw-b"][..faults.gateways].iter().map(|id| id.parse().unwrap()).collect();
+    // Low, so that they are met.
+    let limits = Limits { user: Limit::per_second(4, 2), conversation: Limit::per_second(20, 4) };
     let backends = Backends {
         shared: Shared { sim: sim.clone(), faults: Arc::clone(&faults), is_faulty, ledger: Arc::clone(&ledger) },
         spawner: spawner.clone(),
@@ -55,6 +59,7 @@ pub fn play(seed: u64, is_traced: bool) -> Outcome {
         hot: EmbeddedHotStore::new(ids[0].clone(), sim.clone()),
         archive,
         lobbies: vec!["lobby_main".parse().unwrap()],
+        limits: Arc::new(SendLimits::new(limits, Vec::new())),
     };
     let gateways = Gateways::default();
     let wish = Rc::new(RefCell::new(Wish::Play));

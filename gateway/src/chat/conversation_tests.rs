@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
+use super::fetch::FETCH_TIMEOUT;
 use super::*;
 use crate::chat::marks::RECEIPT_INTERVAL;
 
@@ -52,7 +53,7 @@ fn shown(steps: &[Step]) -> Vec<u64> {
             Step::Older(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
             Step::Ahead(message) => seqs.push(message.seq),
             Step::Filled(messages) => seqs.extend(messages.iter().map(|message| message.seq)),
-            Step::Passed(_) => {}
+            Step::Passed(_) | Step::Weather(_) => {}
             Step::Skipped(_) | Step::LeftOut { .. } | Step::Lost(_) => seqs.push(0),
         }
     }

@@ -150,7 +150,7 @@ impl State {
     /// Whether [`Self::handle_tick`] may have something to do.
     #[must_use]
     pub fn waits(&self) -> bool {
-        !self.is_at_rest() || self.conversations.values().any(Conversation::owes_receipt)
+        !self.is_at_rest() || self.conversations.values().any(|c| c.owes_receipt() || c.waits())
     }
 
     /// The connection is gone; what it was asked is unanswered for ever.
@@ -454,6 +454,7 @@ impl State {
                     self.show_left_out(id, count, here);
                     self.entry(id).handle_left_out(after, before);
                 }
+                Step::Weather(weather) => self.tell_weather(id, Some(weather)),
                 Step::Filled(messages) => self.show_filled(id, &messages, here),
                 Step::Older(messages) => {
                     if here && self.older_wanted {

@@ -425,7 +425,7 @@ fn an_own_message_that_a_storm_left_out_is_shown_all_the_same() {
     assert_eq!(desk.lines(), ["* slow mode; sent again in 2.0 s: hello\\u{7}"]);
     desk.now += Duration::from_secs(2);
     desk.state.handle_tick(desk.now);
-    assert_eq!(desk.asks(), [ask.clone()], "by itself");
+    assert_eq!(desk.asks(), std::slice::from_ref(&ask), "by itself");
     let ack = v1::SendAck { message_id: Bytes::from_static(b"mine"), ..Default::default() };
     desk.state.handle_answer(desk.now, ask, Answer::Sent(ack));
     assert_eq!(desk.lines(), [""; 0]);

@@ -6,6 +6,7 @@
 
 mod cli;
 mod error;
+mod fairness;
 mod layers;
 mod nearest;
 mod reader;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tidegate_core::fairness::rules::SendLimits;
 use tidegate_core::ids::{GatewayId, LobbyName};
 use tidegate_core::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, GATEWAY_ID_BYTES_MAX, IN_FLIGHT_MAX};
 use tidegate_core::services::password::PasswordCost;
@@ -58,6 +60,8 @@ pub struct Config {
     pub auth: Auth,
     /// Conversations everybody may read and write.
     pub lobbies: Vec<LobbyName>,
+    /// How much users may send.
+    pub fairness: SendLimits,
     /// Which conversations change gear, and when.
     pub storm: StormRules,
     /// Logging.
@@ -226,6 +230,7 @@ impl Config {
             limits,
             auth: auth(&mut read)?,
             lobbies: lobbies(&mut read)?,
+            fairness: fairness::read(&mut read)?,
             storm,
             log: log(&mut read)?,
             warnings: read.finish(),

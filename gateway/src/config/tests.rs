@@ -3,6 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use tidegate_core::fairness::limit::Limit;
+use tidegate_core::fairness::rules::Limits;
+
 use super::*;
 
 /// A place of its own with an optional `tidegate.toml`, and an environment.
@@ -116,6 +119,15 @@ fn each_wrong_value_names_its_key_and_what_is_expected() {
         ("auth.hash_concurrency_max=1.5", "auth.hash_concurrency_max", "0 to"),
         ("lobbies.names=main", "lobbies.names", "lobby_"),
         ("lobbies.names=lobby_a,lobby_a", "lobbies.names", "once"),
+        ("fairness.user_per_s=-1", "fairness.user_per_s", "0 to 1000000"),
+        ("fairness.user_burst=0", "fairness.user_burst", "1 to 1000000"),
+        ("fairness.conversation_per_s=fast", "fairness.conversation_per_s", "0 to 1000000"),
+        ("fairness.conversation_burst=0", "fairness.conversation_burst", "1 to 1000000"),
+        ("fairness.rules=lobby_main", "fairness.rules", "at least one of user_per_s"),
+        ("fairness.rules=lobby user_per_s=1", "fairness.rules", "a conversation"),
+        ("fairness.rules=r_* user_per_s=1 user_per_s=2", "fairness.rules", "each once"),
+        ("fairness.rules=r_* user_burst=0", "fairness.rules", "from 1"),
+        ("fairness.rules=r_* user_per_s=2,r_* speed=9", "fairness.rules", "conversation_burst"),
         ("log.format=xml", "log.format", "json"),
         ("log.filter=info,x=loud", "log.filter", "levels"),
     ];
@@ -130,6 +142,29 @@ fn each_wrong_value_names_its_key_and_what_is_expected() {
         assert!(relation || (text.contains(value) && text.contains("flag --set")), "{set}: {text}");
     }
     assert_eq!(ConfigError::EXIT_CODE, 78);
+}
+
+#[test]
+fn a_rule_takes_from_the_section_what_it_does_not_name() {
+    let limits = |user: (u32, u32), conversation: (u32, u32)| Limits {
+        user: Limit::per_second(user.0, user.1),
+        conversation: Limit::per_second(conversation.0, conversation.1),
+    };
+    let file = "[fairness]\nuser_burst = 7\nrules = [\"lobby_main user_per_s=2\", \"p_* conversation_per_s=0\"]\n";
+    let from_file = Place::new("rules").file("tidegate.toml", file);
+    let from_variable = Place::new("rules-by-variable")
+        .var("TIDEGATE_FAIRNESS_USER_BURST", "7")
+        .var("TIDEGATE_FAIRNESS_RULES", "lobby_main user_per_s=2, p_* conversation_per_s=0");
+    for place in [from_file, from_variable] {
+        let fairness = place.load(&CliOverrides::default()).expect("legal").fairness;
+        let of = |conversation: &str| fairness.of(&conversation.parse().expect("an id"));
+        assert_eq!(of("lobby_main"), limits((2, 7), (10_000, 2000)));
+        assert_eq!(of("r_1"), limits((10, 7), (10_000, 2000)));
+        assert_eq!(of("p_1_2"), limits((10, 7), (0, 1)));
+        assert!(!place.load(&flags(&["fairness.rules="])).expect("legal").fairness.has_rules());
+    }
+    let private = Place::new("private").load(&CliOverrides::default()).expect("legal").fairness;
+    assert_eq!(private.of(&"p_1_2".parse().expect("an id")), Limits::default(), "without a rule private is free");
 }
 
 #[test]

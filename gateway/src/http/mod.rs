@@ -188,7 +188,7 @@ fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         ("/api/v1/me", get(user::me)),
         ("/api/v1/users", get(user::users)),
         ("/api/v1/rooms", get(room::list).post(room::create)),
-        ("/api/v1/rooms/{id}", get(room::show)),
+        ("/api/v1/rooms/{id}", get(room::show).patch(room::change)),
         ("/api/v1/rooms/{id}/join", post(room::join)),
         ("/api/v1/rooms/{id}/leave", post(room::leave)),
         ("/api/v1/rooms/{id}/members", get(room::members)),

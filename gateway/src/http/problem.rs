@@ -104,11 +104,12 @@ impl From<ServiceError> for Problem {
             | ServiceError::PasswordInvalid
             | ServiceError::RoomNameInvalid
             | ServiceError::RoomCapacityInvalid
+            | ServiceError::SlowModeInvalid
             | ServiceError::ConversationInvalid => StatusCode::BAD_REQUEST,
             ServiceError::CredentialsWrong | ServiceError::TokenInvalid | ServiceError::TokenExpired => {
                 StatusCode::UNAUTHORIZED
             }
-            ServiceError::NotMember => StatusCode::FORBIDDEN,
+            ServiceError::NotMember | ServiceError::NotOwner => StatusCode::FORBIDDEN,
             ServiceError::UserUnknown | ServiceError::RoomUnknown => StatusCode::NOT_FOUND,
             ServiceError::NameTaken | ServiceError::RoomFull => StatusCode::CONFLICT,
             ServiceError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,

@@ -29,6 +29,7 @@ pub(super) struct RoomView {
     capacity: u32,
     members: u32,
     created_at_ms: u64,
+    slow_mode_s: u32,
 }
 
 impl From<Room> for RoomView {
@@ -41,6 +42,7 @@ impl From<Room> for RoomView {
             capacity: room.capacity,
             members: room.members,
             created_at_ms: room.created_at.0,
+            slow_mode_s: room.slow_mode_s,
         }
     }
 }
@@ -99,6 +101,23 @@ pub(super) async fn show<B: Backend>(
     Path(id): Path<String>,
 ) -> Result<Json<RoomView>, Problem> {
     Ok(Json(api.rooms.room(named(&id)?).await?.into()))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RoomChange {
+    slow_mode_s: u32,
+}
+
+/// `PATCH /api/v1/rooms/{id}`
+pub(super) async fn change<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<RoomChange>,
+) -> Result<Json<RoomView>, Problem> {
+    let (room, rooms) = (named(&id)?, Arc::clone(&api.rooms));
+    let changed = api.to_its_end(async move { rooms.set_slow_mode(room, user, body.slow_mode_s).await });
+    Ok(Json(changed.await?.into()))
 }
 
 /// `POST /api/v1/rooms/{id}/join`

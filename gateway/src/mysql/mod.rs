@@ -282,6 +282,14 @@ impl Archive for MySqlArchive {
         call!(self, repeated, |conn| reader::room_by_id(conn, room))
     }
 
+    async fn rooms_by_id(&self, ids: &[RoomId]) -> PortResult<Vec<Room>> {
+        call!(self, repeated, |conn| self.reader.rooms_by_id(conn, ids))
+    }
+
+    async fn set_slow_mode(&self, room: RoomId, slow_mode_s: u32) -> PortResult<bool> {
+        call!(self, repeated, |conn| writer::set_slow_mode(conn, room, slow_mode_s))
+    }
+
     async fn rooms(&self, before: Option<RoomId>, size: u32) -> PortResult<Vec<Room>> {
         call!(self, repeated, |conn| reader::rooms(conn, before, size))
     }

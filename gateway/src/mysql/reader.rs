@@ -41,6 +41,7 @@ pub(super) struct Reader {
     archive_epoch: Epoch,
     find: Widths,
     users: Widths,
+    rooms: Widths,
     members: Widths,
     ends: Widths,
     missing: Widths,
@@ -75,6 +76,12 @@ impl Reader {
             archive_epoch,
             find: Widths::new(find, "?", ",", ")"),
             users: Widths::new("SELECT user_id, name FROM users WHERE user_id IN (", "?", ",", ")"),
+            rooms: Widths::new(
+                concat!("SELECT ", room_columns!(), " FROM rooms WHERE rooms.room_id IN ("),
+                "?",
+                ",",
+                ")",
+            ),
             members: Widths::new(
                 "SELECT conversation_id, user_id FROM members WHERE conversation_id IN (",
                 "?",
@@ -97,6 +104,12 @@ impl Reader {
     pub(super) async fn users(&self, conn: &mut Conn, ids: &[UserId]) -> Result<Vec<User>, Fault> {
         let ids = ids.iter().map(|id| Value::UInt(id.0)).collect();
         select_in(conn, &self.users, ids).await?.iter_mut().map(user).collect()
+    }
+
+    /// See [`tidegate_core::ports::Archive::rooms_by_id`].
+    pub(super) async fn rooms_by_id(&self, conn: &mut Conn, ids: &[RoomId]) -> Result<Vec<Room>, Fault> {
+        let ids = ids.iter().map(|id| Value::UInt(id.0)).collect();
+        select_in(conn, &self.rooms, ids).await?.into_iter().map(room).collect()
     }
 
     /// See [`tidegate_core::ports::Archive::members`].

@@ -63,7 +63,8 @@ pub(super) fn message(mut row: Row) -> Result<StoredMessage, Fault> {
 /// The columns as [`room`] reads them.
 macro_rules! room_columns {
     () => {
-        "room_id, name, owner_id, capacity, member_count, created_at_ms"
+        "rooms.room_id, name, owner_id, capacity, member_count, created_at_ms, \
+         COALESCE((SELECT slow_mode_s FROM room_slow_modes AS slow WHERE slow.room_id = rooms.room_id), 0)"
     };
 }
 pub(super) use room_columns;
@@ -79,6 +80,7 @@ pub(super) fn room(mut row: Row) -> Result<Room, Fault> {
         capacity: column(row, 3)?,
         members: column(row, 4)?,
         created_at: Millis(column(row, 5)?),
+        slow_mode_s: column(row, 6)?,
     })
 }
 

@@ -14,8 +14,11 @@ use super::row::column;
 use crate::sqlite::schema::fresh_epoch;
 
 /// In order; a migration's number is its place, from 1.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_archive.sql"), include_str!("migrations/0002_conversation_epochs.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_archive.sql"),
+    include_str!("migrations/0002_conversation_epochs.sql"),
+    include_str!("migrations/0003_slow_modes.sql"),
+];
 
 /// How long a gateway waits while another one migrates, in seconds.
 const LOCK_TIMEOUT_S: u32 = 30;

@@ -137,7 +137,7 @@ impl Writer {
         let id = RoomId(conn.last_insert_id().ok_or_else(|| Fault::Refused("a room got no id".to_owned()))?);
         self.admit(conn, id, owner, at).await?;
         conn.query_drop("COMMIT").await?;
-        Ok(Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at })
+        Ok(Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at, slow_mode_s: 0 })
     }
 
     /// See [`tidegate_core::ports::Archive::join_room`]. The room's row is locked first, so that joins and leaves of one
@@ -227,6 +227,21 @@ pub(super) async fn leave_room(conn: &mut Conn, room: RoomId, user: UserId) -> R
     }
     conn.query_drop("COMMIT").await?;
     Ok(was_member)
+}
+
+/// See [`tidegate_core::ports::Archive::set_slow_mode`].
+pub(super) async fn set_slow_mode(conn: &mut Conn, room: RoomId, slow_mode_s: u32) -> Result<bool, Fault> {
+    let select = "SELECT 1 FROM rooms WHERE room_id = ?";
+    if conn.exec_first::<Row, _, _>(select, (room.0,)).await?.is_none() {
+        return Ok(false);
+    }
+    if slow_mode_s == 0 {
+        conn.exec_drop("DELETE FROM room_slow_modes WHERE room_id = ?", (room.0,)).await?;
+    } else {
+        let replace = "REPLACE INTO room_slow_modes (room_id, slow_mode_s) VALUES (?, ?)";
+        conn.exec_drop(replace, (room.0, slow_mode_s)).await?;
+    }
+    Ok(true)
 }
 
 /// Locks the room until the end of the transaction. Free places, or `None` if there is no such room.

@@ -9,6 +9,7 @@ use std::fmt::{Display, Write as _};
 
 use fred::types::Key;
 use tidegate_core::ids::{ConversationId, UserId};
+use tidegate_core::ports::{AllowanceKey, Holder};
 
 use super::config::RedisConfig;
 
@@ -74,6 +75,17 @@ impl Keys {
     /// `user:unread:seqs:{user_id}`: hash, what makes the counts exact; see `unread.lua`. Ours alone.
     pub(super) fn unread_tallies(&self, user: UserId) -> Key {
         self.key("user:unread:seqs:", &user.0)
+    }
+
+    /// `send:debt:{conversation_id}`, with `:u{user_id}` or `:s{user_id}` behind it: text, when the allowance to send of all users,
+    /// of one, or of one in slow mode is whole again, in Unix microseconds; expires soon after. See `spend.lua`. Ours alone.
+    pub(super) fn debt(&self, allowance: &AllowanceKey) -> Key {
+        let AllowanceKey { conversation, holder } = allowance;
+        match holder {
+            Holder::Everybody => self.key("send:debt:", conversation),
+            Holder::User(user) => self.key("send:debt:", &format_args!("{conversation}:u{}", user.0)),
+            Holder::Slow(user) => self.key("send:debt:", &format_args!("{conversation}:s{}", user.0)),
+        }
     }
 
     /// `satoken:login:token:{token}`: text, the login id; expires with the login (Sa-Token, `StpLogic.splicingKeyTokenValue`).

@@ -8,6 +8,7 @@
 //! What must hold: every call ends within the command timeout; no key is spelled outside `keys`; a call that failed may be
 //! repeated; no secret is logged.
 
+mod allowances;
 mod config;
 mod keys;
 mod link;
@@ -25,7 +26,7 @@ use bytes::Bytes;
 use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
     Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
-    PresenceOutcome, SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
+    PresenceOutcome, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
 pub use self::config::RedisConfig;
@@ -137,6 +138,10 @@ impl HotStore for RedisHotStore {
 
     async fn forget_unread(&self, users: &[UserId]) -> PortResult<()> {
         self.forget(users).await
+    }
+
+    async fn spend(&self, spends: &[Spend]) -> PortResult<Vec<u64>> {
+        self.spend_all(spends).await
     }
 
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {

@@ -11,11 +11,13 @@ pub(super) struct Scripts {
     pub(super) sequence: Script,
     /// `settle.lua`.
     pub(super) settle: Script,
+    /// `spend.lua`. An exception: its repetition adds costs again, so only calls without costs are repeated.
+    pub(super) spend: Script,
     /// `read_cache.lua`.
     pub(super) read_cache: Script,
     /// `file.lua`.
     pub(super) file: Script,
-    /// `take_summary.lua`. The exception: its repetition finds the inbox empty.
+    /// `take_summary.lua`. An exception: its repetition finds the inbox empty.
     pub(super) take_summary: Script,
     /// `seed_unread.lua`.
     pub(super) seed_unread: Script,
@@ -56,6 +58,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             sequence: Script::from_lua(include_str!("scripts/sequence.lua")),
+            spend: Script::from_lua(include_str!("scripts/spend.lua")),
             settle: cache_script!("scripts/settle.lua"),
             read_cache: cache_script!("scripts/read_cache.lua"),
             file: unread_script!("scripts/file.lua"),

@@ -312,7 +312,7 @@ impl State {
         if !self.accepted.is_empty() {
             self.links.accept.offer(&mut self.accepted, &mut self.lanes);
             while let Some(accepting) = self.accepted.pop_front() {
-                self.settle(&Settled { ticket: accepting.ticket, outcome: Err(Code::Overloaded) });
+                self.settle(&Settled { ticket: accepting.ticket, outcome: Err(Code::Overloaded.into()) });
             }
         }
         let mut blocked = Vec::new();

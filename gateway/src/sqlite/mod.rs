@@ -318,6 +318,15 @@ impl Archive for SqliteArchive {
         self.ask(move |connection| reader::room(connection, room)).await
     }
 
+    async fn rooms_by_id(&self, ids: &[RoomId]) -> PortResult<Vec<Room>> {
+        let ids = ids.to_vec();
+        self.ask(move |connection| reader::rooms_by_id(connection, &ids)).await
+    }
+
+    async fn set_slow_mode(&self, room: RoomId, slow_mode_s: u32) -> PortResult<bool> {
+        self.change(move |connection| writer::set_slow_mode(connection, room, slow_mode_s)).await
+    }
+
     async fn rooms(&self, before: Option<RoomId>, size: u32) -> PortResult<Vec<Room>> {
         self.ask(move |connection| reader::rooms(connection, before, size)).await
     }

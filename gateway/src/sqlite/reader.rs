@@ -256,24 +256,34 @@ fn user(row: &Row<'_>) -> rusqlite::Result<User> {
     Ok(User { id: UserId(number(row, 0)?), name: row.get(1)? })
 }
 
+/// The columns as [`room_row`] reads them.
+macro_rules! room_columns {
+    () => {
+        "room_id, name, owner_id, capacity, member_count, created_at_ms, slow_mode_s"
+    };
+}
+
 /// Rooms with ids below `before`, newest first. See [`tidegate_core::ports::Archive::rooms`].
 pub(super) fn rooms(connection: &Connection, before: Option<RoomId>, size: u32) -> rusqlite::Result<Vec<Room>> {
     let before = before.map_or(i64::MAX, |room| to_column(room.0));
-    let mut select = connection.prepare_cached(
-        "SELECT room_id, name, owner_id, capacity, member_count, created_at_ms FROM rooms
-         WHERE room_id < ?1 ORDER BY room_id DESC LIMIT ?2",
-    )?;
+    let select = concat!("SELECT ", room_columns!(), " FROM rooms WHERE room_id < ?1 ORDER BY room_id DESC LIMIT ?2");
+    let mut select = connection.prepare_cached(select)?;
     select.query_map(params![before, size], room_row)?.collect()
 }
 
 /// See [`tidegate_core::ports::Archive::room`].
 pub(super) fn room(connection: &Connection, room: RoomId) -> rusqlite::Result<Option<Room>> {
-    connection
-        .prepare_cached(
-            "SELECT room_id, name, owner_id, capacity, member_count, created_at_ms FROM rooms WHERE room_id = ?1",
-        )?
-        .query_row([to_column(room.0)], room_row)
-        .optional()
+    let select = concat!("SELECT ", room_columns!(), " FROM rooms WHERE room_id = ?1");
+    connection.prepare_cached(select)?.query_row([to_column(room.0)], room_row).optional()
+}
+
+/// See [`tidegate_core::ports::Archive::rooms_by_id`].
+pub(super) fn rooms_by_id(connection: &Connection, ids: &[RoomId]) -> rusqlite::Result<Vec<Room>> {
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        found.extend(room(connection, *id)?);
+    }
+    Ok(found)
 }
 
 fn room_row(row: &Row<'_>) -> rusqlite::Result<Room> {
@@ -284,6 +294,7 @@ fn room_row(row: &Row<'_>) -> rusqlite::Result<Room> {
         capacity: row.get(3)?,
         members: row.get(4)?,
         created_at: Millis(number(row, 5)?),
+        slow_mode_s: row.get(6)?,
     })
 }
 

@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_archive.sql"),
     include_str!("migrations/0002_conversation_epochs.sql"),
     include_str!("migrations/0003_message_ids.sql"),
+    include_str!("migrations/0004_slow_modes.sql"),
 ];
 
 /// Pages kept in memory by the writer, in KiB. Every new id is looked for in the table of ids, at random; as long as that is

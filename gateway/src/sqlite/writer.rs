@@ -283,7 +283,13 @@ pub(super) fn create_room(
         )?
         .query_row(params![name, to_column(owner.0), capacity, to_column(at.0)], |row| number(row, 0).map(RoomId))?;
     admit(connection, owner, &ConversationId::Room(id).to_string(), at)?;
-    Ok(Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at })
+    Ok(Room { id, name: name.to_owned(), owner, capacity, members: 1, created_at: at, slow_mode_s: 0 })
+}
+
+/// See [`tidegate_core::ports::Archive::set_slow_mode`].
+pub(super) fn set_slow_mode(connection: &Connection, room: RoomId, slow_mode_s: u32) -> rusqlite::Result<bool> {
+    let mut update = connection.prepare_cached("UPDATE rooms SET slow_mode_s = ?2 WHERE room_id = ?1")?;
+    Ok(update.execute(params![to_column(room.0), slow_mode_s])? > 0)
 }
 
 /// See [`tidegate_core::ports::Archive::join_room`].

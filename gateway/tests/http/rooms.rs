@@ -60,6 +60,36 @@ fn a_full_room_and_an_unknown_room_cannot_be_joined() {
 }
 
 #[test]
+fn slow_mode_is_the_owners_to_set_and_gateways_hear_of_it() {
+    let world = World::new();
+    let ((_, bobs), (_, alices)) = (world.user("bob"), world.user("alice"));
+    let room = world.post("/api/v1/rooms", &bobs, json!({ "name": "den" })).expect(201);
+    let path = format!("/api/v1/rooms/{}", room["room_id"]);
+    let changed = (PushTarget::All, PushEvent::RoomChanged(RoomId(room["room_id"].as_u64().unwrap())));
+    assert_eq!(room["slow_mode_s"], 0);
+    world.backend.push().take_published();
+    for slow_mode_s in [30, 21_600, 0] {
+        let slowed = world.patch(&path, &bobs, json!({ "slow_mode_s": slow_mode_s })).expect(200);
+        assert_eq!((&slowed["slow_mode_s"], &slowed["name"]), (&json!(slow_mode_s), &json!("den")));
+        assert_eq!(world.get(&path, &alices).expect(200), slowed);
+        assert_eq!(world.get("/api/v1/rooms", &alices).expect(200)["rooms"], json!([slowed]));
+        assert_eq!(world.backend.push().take_published(), std::slice::from_ref(&changed));
+    }
+    world.patch(&path, &alices, json!({ "slow_mode_s": 30 })).expect_problem(403, "not_owner");
+    world.patch(&path, "", json!({ "slow_mode_s": 30 })).expect_problem(401, "token_missing");
+    world.patch(&path, &bobs, json!({ "slow_mode_s": 21_601 })).expect_problem(400, "slow_mode_invalid");
+    for malformed in [json!({}), json!({ "slow_mode_s": -1 }), json!({ "slow_mode_s": "30" })] {
+        world.patch(&path, &bobs, malformed).expect_problem(400, "body_malformed");
+    }
+    for id in ["999", "0", "abc"] {
+        let nowhere = world.patch(&format!("/api/v1/rooms/{id}"), &bobs, json!({ "slow_mode_s": 30 }));
+        nowhere.expect_problem(404, "room_unknown");
+    }
+    assert_eq!(world.backend.push().take_published(), []);
+    assert_eq!(world.get(&path, &alices).expect(200)["slow_mode_s"], 0);
+}
+
+#[test]
 fn a_room_keeps_the_rules_of_names_and_sizes() {
     let world = World::new();
     let (_, token) = world.user("bob");

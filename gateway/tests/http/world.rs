@@ -19,7 +19,7 @@ use tidegate_core::event::PushEvent;
 use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
     Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
-    PresenceOutcome, PushQueue, PushTarget, SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
+    PresenceOutcome, PushQueue, PushTarget, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -137,6 +137,7 @@ impl HotStore for MoodyHotStore {
         seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
+        spend(spends: &[Spend]) -> Vec<u64>;
         put_token(token: &str, user: UserId, ttl: Duration) -> ();
         delete_token(token: &str) -> bool;
     }
@@ -241,6 +242,10 @@ impl World {
 
     pub fn post(&self, path: &str, token: &str, body: Value) -> Answer {
         self.call("POST", path, token, Some(body))
+    }
+
+    pub fn patch(&self, path: &str, token: &str, body: Value) -> Answer {
+        self.call("PATCH", path, token, Some(body))
     }
 
     fn call(&self, method: &str, path: &str, token: &str, body: Option<Value>) -> Answer {

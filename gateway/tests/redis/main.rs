@@ -2,6 +2,7 @@
 //!
 //! Runs if `TIDEGATE_TEST_SERVICES` is 1, against `TIDEGATE_REDIS_URL`; the fault tests start servers of their own.
 
+mod allowances;
 mod beats;
 mod contract;
 mod faults;

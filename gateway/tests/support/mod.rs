@@ -90,9 +90,13 @@ impl Drop for TempDir {
     }
 }
 
-/// The default configuration on free ports, with `settings` like `limits.handshake_timeout_s=1`.
+/// Tests write faster than people; those of the limits set them.
+pub const NO_LIMIT: &str = "fairness.user_per_s=0";
+
+/// The default configuration on free ports, with [`NO_LIMIT`] and `settings` like `limits.handshake_timeout_s=1`.
 pub fn config(settings: &[&str]) -> Config {
     let mut set = vec!["listen.tcp=127.0.0.1:0", "listen.http=127.0.0.1:0", "runtime.shards=2", "gateway_id=gw-test"];
+    set.push(NO_LIMIT);
     set.extend(settings);
     let overrides = CliOverrides { set: set.into_iter().map(str::to_owned).collect(), ..CliOverrides::default() };
     Config::load(&overrides).unwrap()
@@ -163,7 +167,13 @@ impl Cluster {
     }
 
     pub async fn gateway(&self, name: &str) -> World<Services> {
-        let config = config(&[&format!("gateway_id={name}")]);
+        self.gateway_with(name, &[]).await
+    }
+
+    /// As [`Cluster::gateway`], with settings of its own.
+    pub async fn gateway_with(&self, name: &str, settings: &[&str]) -> World<Services> {
+        let gateway_id = format!("gateway_id={name}");
+        let config = config(&[&[gateway_id.as_str()], settings].concat());
         let mut rabbitmq = RabbitMqConfig::new(url("TIDEGATE_RABBITMQ_URL"));
         rabbitmq.topology = Topology { prefix: self.prefix.clone(), partitions: 2 };
         let mut redis = RedisConfig::new(url("TIDEGATE_REDIS_URL"));

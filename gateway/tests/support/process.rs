@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Account, Client, DEADLINE, TempDir, eventually};
+use super::{Account, Client, DEADLINE, NO_LIMIT, TempDir, eventually};
 
 /// A running `tidegate serve`. Killed when dropped.
 pub struct Process {
@@ -33,6 +33,7 @@ impl Process {
         command.args(["serve", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shards", "1"]);
         // Hashing a password as it should be hashed takes a debug build a second.
         command.args(["--set", "auth.argon2_memory_kib=64", "--set", "auth.argon2_iterations=1"]);
+        command.args(["--set", NO_LIMIT]);
         command.args(set.iter().flat_map(|set| ["--set", set]));
         command.args(["--gateway-id", gateway_id]).envs(settings.iter().map(|(name, value)| (name, value)));
         let log = std::env::var("GATEWAY_LOG").map_or_else(|_| Stdio::null(), |_| Stdio::inherit());

@@ -3,6 +3,7 @@
 Needs TIDEGATE_BIN, the gateway's binary; the gateway runs on its embedded backends, in a folder of the test's own.
 """
 
+import gzip
 import json
 import os
 import random
@@ -34,7 +35,9 @@ class Gateway:
     def start(self, tcp: str, http: str):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--tcp", tcp, "--http", http, "--shards", "1", "--data-dir", "data", *self.settings],
+            [BINARY, "serve", "--tcp", tcp, "--http", http, "--shards", "1", "--data-dir", "data",
+             # A test writes faster than people.
+             "--set", "fairness.user_per_s=0", *self.settings],
             cwd=self.folder.name, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         places = {}
         for line in self.process.stdout:
@@ -206,7 +209,8 @@ class StayingInSync(WithGateway):
 
 
 class FallingBehind(WithGateway):
-    SETTINGS = ("limits.outbox_bytes_max=131072",)
+    # So many messages would be pulled otherwise.
+    SETTINGS = ("limits.outbox_bytes_max=131072", "storm.gears=direct")
 
     def test_a_receiver_that_falls_behind_is_told_and_catches_up(self):
         follower = Follower(WIRE, "phone", watch=[LOBBY])
@@ -225,6 +229,146 @@ class FallingBehind(WithGateway):
             self.check(follower, {LOBBY: said})
             anna.send(LOBBY, "live again")
             self.follow_until(follower, LOBBY, len(said) + 1)
+
+
+class Storms(WithGateway):
+    # Gears that change soon, and so few bytes for a watcher that messages are left out.
+    SETTINGS = ("storm.merged_per_s=5", "storm.signal_per_s=20", "storm.window_ms=500", "storm.calm_ms=300",
+                "storm.spread_ms=200", "storm.watcher_bytes_per_s=4096")
+
+    def storm(self, place: str, said: list, count: int):
+        """Anna says so much that the place goes to signal gear, by several commands under way."""
+        anna = self.online(self.anna)
+        under_way = 0
+        for _ in range(count):
+            said.append(f"{len(said)}")
+            anna.send_frame(WIRE.KIND_SEND, WIRE.Send(
+                conversation_id=place, client_msg_id=said[-1].encode(), body=said[-1].encode()).SerializeToString())
+            under_way += 1
+            while under_way > 32:
+                under_way -= self.acknowledged(anna)
+        while under_way:
+            under_way -= self.acknowledged(anna)
+
+    def acknowledged(self, connection: Connection) -> int:
+        frame = connection.recv_frame(time.monotonic() + DEADLINE_S)
+        self.assertNotEqual(frame.kind, WIRE.KIND_ERROR, connection.decode(frame) if frame.kind == WIRE.KIND_ERROR else "")
+        return frame.kind == WIRE.KIND_SEND_ACK
+
+    def follow_through(self, connection: Connection, place: str, watch):
+        """Ben follows while anna speaks: every message ends up with him once, though the storm leaves some out."""
+        follower, said = Follower(WIRE, "phone", watch=watch), []
+        with connection:
+            follower.login(connection, self.ben["token"])
+            speaker = threading.Thread(target=self.storm, args=(place, said, 3000))
+            speaker.start()
+            gears, kinds, deadline = [], set(), time.monotonic() + DEADLINE_S
+            handle = follower.handle
+
+            def note(kind, push):
+                kinds.add(kind)
+                if kind == "KIND_GEAR_CHANGED":
+                    gears.append(push.gear)
+                handle(kind, push)
+
+            follower.handle = note
+            while speaker.is_alive() or len(follower.shown[place]) < len(said) or gears[-1:] != [WIRE.GEAR_DIRECT]:
+                follower.pump(deadline - time.monotonic())
+            speaker.join()
+            self.assertIn(WIRE.GEAR_SIGNAL, gears)
+            self.assertIn("KIND_NOTIFY_NEW_MESSAGES", kinds)
+            self.check(follower, {place: said})
+            order = [message.seq for message in follower.live[place]]
+            self.assertNotEqual(order, sorted(order), "the newest were on the screen before those that were left out")
+            self.assertEqual(sorted(order), list(range(1, len(said) + 1)))
+            # And back in direct gear.
+            self.online(self.anna, "tv").send(place, "calm")
+            said.append("calm")
+            self.follow_until(follower, place, len(said))
+            self.check(follower, {place: said})
+
+    def test_every_message_of_a_lobby_arrives_once_through_a_storm(self):
+        self.follow_through(self.gateway.connect(), LOBBY, [LOBBY])
+
+    def test_a_room_storms_over_websocket_as_well(self):
+        room = self.gateway.call("POST", "rooms", self.anna["token"], {"name": "den"})
+        self.gateway.call("POST", f"rooms/{room['room_id']}/join", self.ben["token"], {})
+        self.follow_through(self.gateway.connect("websocket"), room["conversation_id"], [])
+
+    def http_pull(self, query: str, **headers):
+        """Status, headers and body."""
+        request = urllib.request.Request(f"http://{self.gateway.http}/api/v1/chat/pull/lobby?{query}")
+        request.add_header("authorization", f"Bearer {self.ben['token']}")
+        for name, value in headers.items():
+            request.add_header(name.replace("_", "-"), value)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
+
+    def test_pulls_over_http_are_those_of_a_connection(self):
+        said = []
+        self.storm(LOBBY, said, 300)
+        ben = self.online(self.ben)
+        for query, question in (
+                (f"lobby={LOBBY}", dict()),
+                (f"lobby={LOBBY}&after_seq=299", dict(after_seq=299)),
+                (f"lobby={LOBBY}&after_seq=5", dict(after_seq=5)),
+                (f"lobby={LOBBY}&after_seq=5&before_seq=200", dict(after_seq=5, before_seq=200))):
+            expected = ben.pull(LOBBY, **question)
+            with self.subTest(query):
+                status, headers, body = self.http_pull(query)
+                self.assertEqual((status, headers["content-type"]), (200, "application/x-protobuf"))
+                self.assertEqual(WIRE.PullReply.FromString(body), expected)
+                self.assertEqual(expected.latest_seq, 300)
+                plain = headers["etag"]
+
+                status, headers, zipped = self.http_pull(query, accept_encoding="gzip")
+                self.assertEqual((status, headers["content-encoding"]), (200, "gzip"))
+                self.assertEqual(gzip.decompress(zipped), body)
+                self.assertNotEqual(headers["etag"], plain, "other bytes, another name")
+
+                status, headers, text = self.http_pull(query, accept="application/json")
+                self.assertEqual((status, headers["content-type"]), (200, "application/json"))
+                self.check_json(json.loads(text), expected)
+
+                for known in (plain, f'"other", {plain}', "*"):
+                    status, headers, nothing = self.http_pull(query, if_none_match=known)
+                    self.assertEqual((status, headers["etag"], nothing), (304, plain, b""))
+        gap = WIRE.PullReply.FromString(self.http_pull(f"lobby={LOBBY}&after_seq=5")[2])
+        self.assertTrue(gap.gap and gap.from_seq > 6 and gap.to_seq == 300, gap)
+        whole = WIRE.PullReply.FromString(self.http_pull(f"lobby={LOBBY}&after_seq=5&before_seq={gap.from_seq}")[2])
+        self.assertLessEqual(whole.from_seq, 6)
+        _, headers, _ = self.http_pull(f"lobby={LOBBY}")
+        ben.send(LOBBY, "news")
+        deadline = time.monotonic() + DEADLINE_S
+        while self.http_pull(f"lobby={LOBBY}", if_none_match=headers["etag"])[0] == 304:
+            self.assertLess(time.monotonic(), deadline, "the same although there is more")
+
+    def check_json(self, answer: dict, expected):
+        names = ("conversation_id", "epoch", "from_seq", "to_seq", "latest_seq", "more", "gap")
+        self.assertEqual({name: answer[name] for name in names}, {name: getattr(expected, name) for name in names})
+        self.assertEqual([(m["seq"], m["sender_id"], m["text"]) for m in answer["messages"]],
+                         [(m.seq, m.sender_id, m.body.decode()) for m in expected.messages])
+
+    def test_pulls_that_make_no_sense_are_refused(self):
+        ben = self.online(self.ben)
+        for question, code in ((dict(conversation_id=self.private), WIRE.CODE_BAD_CONVERSATION),
+                               (dict(conversation_id="lobby_"), WIRE.CODE_BAD_CONVERSATION),
+                               (dict(conversation_id="r_99"), WIRE.CODE_NOT_MEMBER),
+                               (dict(conversation_id=LOBBY, before_seq=5), WIRE.CODE_BAD_PAYLOAD)):
+            with self.subTest(**question), self.assertRaises(CommandError) as refused:
+                ben.pull(**question)
+            self.assertEqual(refused.exception.code, code)
+        for query, status in ((f"lobby={self.private}", 400), ("lobby=lobby_", 400), ("", 400),
+                              (f"lobby={LOBBY}&before_seq=5", 400), ("lobby=r_99", 403)):
+            with self.subTest(query):
+                self.assertEqual(self.http_pull(query)[0], status)
+        nothing = ben.pull(LOBBY)
+        self.assertEqual((nothing.from_seq, nothing.to_seq, nothing.latest_seq, nothing.gap), (0, 0, 0, False))
+        elsewhere = ben.pull(LOBBY, epoch=nothing.epoch + 1, after_seq=70000)
+        self.assertEqual(elsewhere, nothing, "of another epoch: as if nothing was known")
 
 
 class Receipts(WithGateway):

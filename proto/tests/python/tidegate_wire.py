@@ -45,6 +45,8 @@ FRAME_BYTES_MAX = 64 * 1024
 REPLY_OFFSET = 0x40
 KIND_ERROR = 0x7F
 KIND_CLOSE = 0xBF
+# Section "Storms".
+GEAR_SIGNAL = 2
 # Section "Bounds".
 SYNC_POSITIONS_MAX = 500
 SYNC_MESSAGES_MAX = 200
@@ -226,11 +228,11 @@ class Connection:
     # ---- commands
 
     def login(self, token: str, device_id: str, device_class: str = "desktop", client: str = "tidegate_wire", watch=(),
-              resume_session_id: int = 0, positions=()):
+              resume_session_id: int = 0, positions=(), background: bool = False):
         """Sends the opening and logs in; `positions` are SyncFrom. Returns the LoginReply."""
         return self.command("LOGIN", self.wire.Login(
             token=token, device_id=device_id, device_class=device_class, client=client, watch=watch,
-            resume_session_id=resume_session_id, positions=positions))
+            resume_session_id=resume_session_id, positions=positions, background=background))
 
     def sync(self, positions, others: bool = False):
         """Asks what is missing above each SyncFrom. The reply answers a first part of them, in their order."""
@@ -255,8 +257,13 @@ class Connection:
         return self.command("RECEIPT", self.wire.Receipt(
             conversation_id=conversation_id, delivered_seq=delivered_seq, read_seq=read_seq))
 
-    def watch(self, watch=(), unwatch=()):
-        return self.command("WATCH", self.wire.Watch(watch=watch, unwatch=unwatch))
+    def watch(self, watch=(), unwatch=(), background: bool | None = None):
+        return self.command("WATCH", self.wire.Watch(watch=watch, unwatch=unwatch, background=background))
+
+    def pull(self, conversation_id: str, epoch: int = 0, after_seq: int | None = None, before_seq: int = 0):
+        """What is newest above after_seq; with before_seq what lies between the two, oldest first."""
+        return self.command("PULL", self.wire.Pull(
+            conversation_id=conversation_id, epoch=epoch, after_seq=after_seq, before_seq=before_seq))
 
     def ping(self):
         return self.command("PING", self.wire.Ping())
@@ -331,28 +338,45 @@ class _Place:
 
     def __init__(self, epoch: int = 0, last: int = 0):
         self.epoch = epoch
-        self.last = last
+        self.last = last  # Up to here everything is shown.
         self.aside = {}
+        # Section "Storms".
+        self.newest = last  # The newest that is shown, maybe behind a gap.
+        self.beyond = {}  # Shown behind a gap.
+        self.gear = 0
+        self.spread_ms = 1000
+        self.pull_at: float | None = None
+        self.pulled_at = float("-inf")
+
+    @property
+    def pulls(self) -> bool:
+        """What is missing at the end comes by a Pull that is due or will be."""
+        return self.pull_at is not None or self.gear == GEAR_SIGNAL
 
 
 class Follower:
-    """Sections "Staying in sync" and "Connecting again": follows the conversations of a device over its connections.
+    """Sections "Staying in sync", "Storms" and "Connecting again": follows a device's conversations over its connections.
 
-    `shown` has, per conversation, what a user has seen: each message once and in order. It follows each conversation
-    from its first message. An answer that is not what PROTOCOL.md promises is a WireError.
+    `shown` has, per conversation, everything that was said: each message once and in order. It follows each conversation
+    from its first message. `live` has the same messages in the order in which they came onto the screen: in a storm the
+    newest first, and what it left out when it is over. An answer that is not what PROTOCOL.md promises is a WireError.
     """
 
     ASIDE_MAX = 1000
+    BEYOND_MAX = 20_000
 
-    def __init__(self, wire, device_id: str, watch=(), sleep=time.sleep):
+    def __init__(self, wire, device_id: str, watch=(), sleep=time.sleep, clock=time.monotonic):
         self.wire = wire
         self.device_id = device_id
         self.watch = list(watch)
         self.session_id = 0
         self.user_id = 0
         self.shown = collections.defaultdict(list)
+        self.live = collections.defaultdict(list)
         self.unread = {}
         self._sleep = sleep
+        self._clock = clock
+        self._phase = random.random()
         self._places: dict[str, _Place] = {lobby: _Place() for lobby in watch}
         self._due: dict[str, None] = {}
         self._others_due = False
@@ -360,6 +384,10 @@ class Follower:
     def login(self, connection, token: str):
         """Logs in over a new connection, goes on with the session, and is in sync when it returns the LoginReply."""
         self.connection = connection
+        self._phase = random.random()
+        for place in self._places.values():
+            # Another connection says anew how messages travel, and the positions ask for what is missing.
+            place.gear, place.pull_at, place.pulled_at = 0, None, float("-inf")
         positions = self.positions(self._places)
         asked = positions[:SYNC_POSITIONS_MAX]
         reply = connection.login(token, self.device_id, watch=self.watch, resume_session_id=self.session_id, positions=asked)
@@ -380,14 +408,30 @@ class Follower:
         return [self.wire.SyncFrom(conversation_id=id, epoch=place.epoch, seq=place.last) for id, place in known]
 
     def pump(self, timeout_s: float | None = None) -> str:
-        """Handles the next push and closes the gap it may have shown. Returns the name of its kind."""
-        kind, push = self.connection.recv(timeout_s)
-        self.handle(kind, push)
-        return kind
+        """Handles the next push and closes the gap it may have shown, or pulls. Returns the name of the push's kind, or ""."""
+        deadline = self._clock() + (self.connection.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            due = min((place.pull_at for place in self._places.values() if place.pull_at is not None), default=deadline)
+            try:
+                kind, push = self.connection.recv(min(due, deadline) - self._clock())
+            except TimeoutError:
+                if self.pull():
+                    return ""
+                if self._clock() >= deadline:
+                    raise
+                continue
+            self.handle(kind, push)
+            return kind
 
     def handle(self, kind: str, push) -> None:
-        if kind == "KIND_MESSAGE":
-            self._take(push)
+        if kind in ("KIND_MESSAGE", "KIND_MESSAGES"):
+            for message in [push] if kind == "KIND_MESSAGE" else push.messages:
+                self._end_of_signal(message)
+                self._take(message)
+        elif kind == "KIND_NOTIFY_NEW_MESSAGES":
+            self._notified(push)
+        elif kind == "KIND_GEAR_CHANGED":
+            self._shifted(push)
         elif kind == "KIND_BEHIND":
             self._behind(push)
         elif kind == "KIND_MEMBERSHIP_CHANGED" and push.user_id == self.user_id:
@@ -419,6 +463,9 @@ class Follower:
         if id:
             place = self._place(id)
             if behind.last_seq and (place.epoch, place.last) >= (behind.epoch, behind.last_seq):
+                return
+            if place.pulls:
+                self._pull_soon(place)
                 return
             self._due[id] = None
         else:
@@ -477,17 +524,149 @@ class Follower:
         place = self._place(id)
         if message.epoch > place.epoch:
             self._restart(id, message.epoch)
-        if message.epoch < place.epoch or message.seq <= place.last:
+        if message.epoch < place.epoch or message.seq <= place.last or message.seq in place.beyond:
             return
-        if message.seq > place.last + 1:
+        if message.seq == place.last + 1:
+            self._show(id, place, message)
+        elif message.sender_id == 0:
+            # The system speaks ahead of others.
+            self.live[id].append(message)
+            place.beyond[message.seq] = message
+        elif message.seq == place.newest + 1:
+            self._show_beyond(id, place, message)
+        else:
             if len(place.aside) < self.ASIDE_MAX:
                 place.aside[message.seq] = message
-            self._due[id] = None
-            return
+            if place.pulls:
+                self._pull_soon(place)
+            else:
+                self._due[id] = None
+
+    def _show(self, id: str, place: _Place, message) -> None:
+        """The next message, and those behind it that are here."""
+        self.live[id].append(message)
         while message:
             self.shown[id].append(message)
             place.last = message.seq
-            message = place.aside.pop(place.last + 1, None)
+            place.aside.pop(place.last, None)
+            message = place.beyond.pop(place.last + 1, None)
+            if message is None and (message := place.aside.pop(place.last + 1, None)):
+                self.live[id].append(message)
+        place.newest = max(place.newest, place.last)
+
+    def _show_beyond(self, id: str, place: _Place, message) -> None:
+        """The next one behind a gap."""
+        while message:
+            if message.seq not in place.beyond:
+                self.live[id].append(message)
+                place.beyond[message.seq] = message
+            place.newest = message.seq
+            message = place.aside.pop(place.newest + 1, None) or place.beyond.get(place.newest + 1)
+        if len(place.beyond) > self.BEYOND_MAX:
+            self._fill(id)
+
+    # ---- section "Storms"
+
+    def _notified(self, notice) -> None:
+        place = self._place(notice.conversation_id)
+        if notice.epoch < place.epoch:
+            return
+        place.gear, place.spread_ms = GEAR_SIGNAL, max(notice.spread_ms, 1)
+        if (notice.epoch, notice.latest_seq) > (place.epoch, place.newest):
+            self._pull_soon(place)
+
+    def _shifted(self, changed) -> None:
+        place = self._place(changed.conversation_id)
+        if changed.epoch < place.epoch:
+            return
+        place.gear = changed.gear
+        is_missing = (changed.epoch, changed.from_seq) > (place.epoch, place.newest + 1)
+        if is_missing or place.beyond and place.gear != GEAR_SIGNAL:
+            self._pull_soon(place)  # And what was left out with it.
+
+    def _end_of_signal(self, message) -> None:
+        """Only the system's messages are pushed in signal gear: a new one of somebody's says that the gear has changed."""
+        place = self._place(message.conversation_id)
+        if place.gear == GEAR_SIGNAL and message.sender_id and message.epoch == place.epoch and message.seq > place.newest:
+            place.gear = 0
+            if place.beyond or message.seq > place.newest + 1:
+                self._pull_soon(place)
+
+    def _pull_soon(self, place: _Place) -> None:
+        """At the next phase that the last Pull, which may have been late, was not meant for."""
+        if place.pull_at is None:
+            spread_s = place.spread_ms / 1000
+            start = max(self._clock(), place.pulled_at + spread_s / 2)
+            place.pull_at = start + (self._phase * spread_s - start) % spread_s
+
+    def pull(self) -> bool:
+        """Pulls where it is due. Returns whether it was anywhere."""
+        due = [id for id, place in self._places.items() if place.pull_at is not None and place.pull_at <= self._clock()]
+        for id in due:
+            self._pull(id)
+        self.sync()
+        return bool(due)
+
+    def _pull(self, id: str) -> None:
+        place = self._places[id]
+        after = place.newest
+        place.pull_at, place.pulled_at = None, self._clock()
+        try:
+            reply = self.connection.pull(id, place.epoch, after)
+        except CommandError as error:
+            if not error.may_retry:
+                raise
+            place.pull_at = self._clock() + max(error.retry_after_ms, 100) / 1000
+            return
+        self._check_pulled(id, reply)
+        if reply.epoch < place.epoch:
+            return self._pull_soon(place)
+        if reply.epoch > place.epoch:
+            self._restart(id, reply.epoch)
+        elif reply.messages and not reply.gap and reply.from_seq > after + 1:
+            raise WireError(f"a gap in {id} that is not named")
+        for message in reply.messages:
+            if message.seq == place.last + 1:
+                self._show(id, place, message)
+            elif message.seq > place.newest:
+                self._show_beyond(id, place, message)
+        if reply.more and reply.to_seq > after:
+            return self._pull(id)
+        if place.gear == GEAR_SIGNAL:
+            if place.newest > after or reply.latest_seq > place.newest:
+                self._pull_soon(place)
+            return
+        self._fill(id)
+        if place.aside or reply.latest_seq > place.newest:
+            self._due[id] = None
+
+    def _fill(self, id: str) -> None:
+        """What was left out, all of it."""
+        place, tries = self._places[id], 0
+        while ahead := [seq for seq in place.beyond if seq > place.last]:
+            before, last = min(ahead), place.last
+            reply = self.connection.pull(id, place.epoch, last, before)
+            self._check_pulled(id, reply)
+            if reply.epoch != place.epoch:
+                self._due[id] = None
+                return
+            for message in reply.messages:
+                if message.seq == place.last + 1:
+                    self._show(id, place, message)
+            tries = tries + 1 if place.last == last else 0
+            if tries > 10:
+                raise WireError(f"{id} is not filled above {last}")
+            if tries:
+                self._sleep(0.1)
+
+    def _check_pulled(self, id: str, reply) -> None:
+        seqs = [message.seq for message in reply.messages]
+        if reply.conversation_id != id:
+            raise WireError(f"{reply.conversation_id} answers a Pull of {id}")
+        if seqs != list(range(reply.from_seq, reply.to_seq + 1)) and (seqs or reply.from_seq or reply.to_seq):
+            raise WireError(f"a pulled part of {id} with a gap in it")
+        if any(message.epoch != reply.epoch for message in reply.messages):
+            raise WireError(f"messages of several epochs were pulled from {id}")
 
     def _page(self, id: str) -> None:
         place, more = self._places[id], True
@@ -510,14 +689,16 @@ class Follower:
 
     def _restart(self, id: str, epoch: int) -> None:
         place = self._places[id]
-        place.epoch, place.last, place.aside = epoch, 0, {}
+        place.epoch, place.last, place.aside, place.newest, place.beyond = epoch, 0, {}, 0, {}
         self.shown.pop(id, None)
+        self.live.pop(id, None)
 
     def _forget(self, id: str) -> None:
         del self._places[id]
         self._due.pop(id, None)
         self.unread.pop(id, None)
         self.shown.pop(id, None)
+        self.live.pop(id, None)
 
 
 def message_type(wire, kind: int):

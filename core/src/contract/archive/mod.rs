@@ -47,6 +47,7 @@ macro_rules! archive_contract {
             people_cases: one_of_many_gets_a_name,
             people_cases: users_are_found_by_id,
             people_cases: rooms_are_listed_newest_first,
+            people_cases: rooms_are_found_by_id_with_their_slow_mode,
             people_cases: a_room_takes_no_more_than_its_capacity,
             people_cases: members_come_and_go,
         }

@@ -75,6 +75,30 @@ pub async fn rooms_are_listed_newest_first<A: Archive>(archive: &A) {
     );
 }
 
+/// Set, changed and ended; a room that does not exist has none.
+pub async fn rooms_are_found_by_id_with_their_slow_mode<A: Archive>(archive: &A) {
+    let (den, raid) = (new_room(archive, "den", ANN, 4).await, new_room(archive, "raid", BOB, 4).await);
+    let nowhere = RoomId(raid.0 + 1000);
+    let slow_modes = async || {
+        let mut rooms = archive.rooms_by_id(&[raid, nowhere, den]).await.expect("rooms");
+        rooms.sort_by_key(|room| room.id);
+        let listed = archive.rooms(None, 10).await.expect("rooms");
+        for room in &rooms {
+            assert_eq!(archive.room(room.id).await.expect("an answer").as_ref(), Some(room));
+            assert!(listed.contains(room));
+        }
+        rooms.iter().map(|room| (room.id, room.owner, room.slow_mode_s)).collect::<Vec<_>>()
+    };
+    assert_eq!(slow_modes().await, [(den, ANN, 0), (raid, BOB, 0)]);
+    for slow_mode_s in [30, 30, 21_600, 0, 0, 5] {
+        assert_eq!(archive.set_slow_mode(raid, slow_mode_s).await, Ok(true));
+        assert_eq!(slow_modes().await, [(den, ANN, 0), (raid, BOB, slow_mode_s)]);
+    }
+    assert_eq!(archive.set_slow_mode(nowhere, 30).await, Ok(false));
+    assert_eq!(archive.rooms_by_id(&[nowhere]).await, Ok(Vec::new()));
+    assert_eq!(archive.rooms_by_id(&[]).await, Ok(Vec::new()));
+}
+
 /// Twenty want in, there is place for seven beside the owner.
 pub async fn a_room_takes_no_more_than_its_capacity<A: Archive>(archive: &A) {
     let room = new_room(archive, "raid", ANN, 8).await;

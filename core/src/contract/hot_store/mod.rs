@@ -5,6 +5,7 @@
 //! Each case must hold on a store that others use at the same time, except [`HotStoreFixture::lose_everything`], so a
 //! fixture isolates its cases from each other (a store or a key prefix of its own).
 
+pub mod allowance_cases;
 pub mod cache_cases;
 pub mod presence_cases;
 pub mod sequence_cases;
@@ -90,6 +91,12 @@ macro_rules! hot_store_contract {
             unread_cases: an_inbox_is_looked_at_and_stays,
             unread_cases: an_inbox_keeps_the_newest,
             unread_cases: a_large_filing_reaches_everybody,
+            allowance_cases: what_gateways_let_pass_adds_up,
+            allowance_cases: an_allowance_becomes_whole_with_time,
+            allowance_cases: what_is_told_late_counts_from_when_it_passed,
+            allowance_cases: a_debt_that_is_stated_is_reached,
+            allowance_cases: no_debt_is_larger_than_it_can_be,
+            allowance_cases: many_allowances_are_told_in_one_call,
             token_cases: a_token_is_valid_until_deleted,
             token_cases: a_token_expires,
             token_cases: states_come_in_the_order_asked,

@@ -7,6 +7,7 @@
 //! (the least recently used) is what the archive knows too, except tokens, whose users log in again.
 
 mod aging;
+mod allowances;
 mod cache;
 mod presence;
 mod sequences;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::aging::Aging;
+use self::allowances::Allowances;
 use self::cache::Caches;
 use self::presence::Places;
 use self::sequences::Sequences;
@@ -29,7 +31,7 @@ use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Place, Seq, Sessi
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
     Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome,
-    SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
+    SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
 /// Users whose counts or inbox are kept at least. An inbox may hold megabytes, so there are far fewer of them.
@@ -50,6 +52,7 @@ pub struct EmbeddedHotStore<C> {
 #[derive(Clone)]
 struct State {
     sequences: Sequences,
+    allowances: Allowances,
     caches: Caches,
     places: Places,
     /// Gateways that have beaten since everything was lost.
@@ -67,6 +70,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             sequences: Sequences::default(),
+            allowances: Allowances::default(),
             caches: Caches::default(),
             places: Places::default(),
             known: FxHashSet::default(),
@@ -250,6 +254,11 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
             }
         }
         Ok(())
+    }
+
+    async fn spend(&self, spends: &[Spend]) -> PortResult<Vec<u64>> {
+        let now = self.clock.now();
+        Ok(self.state().allowances.spend(spends, now))
     }
 
     async fn put_token(&self, token: &str, user: UserId, ttl: Duration) -> PortResult<()> {

@@ -306,6 +306,15 @@ impl Client {
                 let last_seq = latest_seq;
                 self.behind(&v1::Behind { conversation_id, epoch, last_seq, spread_ms, ..Default::default() });
             }
+            Some(Kind::GearChanged) => {
+                let v1::GearChanged { conversation_id, epoch, gear, from_seq } = frame.decode().unwrap();
+                self.sim.count("gear changed");
+                if gear != v1::Gear::Signal as i32 {
+                    // What came before was not pushed.
+                    let last_seq = from_seq - 1;
+                    self.behind(&v1::Behind { conversation_id, epoch, last_seq, ..Default::default() });
+                }
+            }
             Some(Kind::HistoryReply) => self.history_reply(correlation, frame.decode().unwrap()),
             Some(Kind::SyncReply) => self.sync_reply(correlation, frame),
             Some(Kind::Behind) => self.behind(&frame.decode().unwrap()),

@@ -151,6 +151,9 @@ impl Client {
         if self.is_refused_an_answer(correlation, retry_at_ms) && !may_retry {
             self.sim.violation(format!("guarantee 8: {} was refused an answer: {:?}", self.name, error.code()));
         }
+        if error.code() == v1::Code::SlowDown {
+            self.sim.count("slowed down");
+        }
         let Some(mut outgoing) = self.take(correlation) else { return };
         if may_retry {
             outgoing.sent = None;

@@ -95,9 +95,12 @@ impl Storm {
         Self { gear, phase, spread, pull_at, pulled_at, ..Self::default() }
     }
 
-    /// Something is to be asked for, now or later.
-    pub(super) fn is_busy(&self) -> bool {
-        self.pull_at.is_some() || self.fill_at.is_some()
+    pub(super) fn is_pull_due(&self) -> bool {
+        self.pull_at.is_some()
+    }
+
+    pub(super) fn is_fill_due(&self) -> bool {
+        self.fill_at.is_some()
     }
 
     pub(super) fn is_signal(&self) -> bool {
@@ -109,12 +112,11 @@ impl Storm {
         self.is_signal() || self.pull_at.is_some()
     }
 
-    /// Pulls at the next phase, but not earlier than a spread after the last one.
+    /// Pulls at the next phase that the last pull, which may have been late, was not meant for.
     pub(super) fn pull_soon(&mut self, now: Instant) {
         let spread = self.spread.unwrap_or(SPREAD_DEFAULT);
-        let at = self.phase.map_or(now, |phase| phase.next(now, spread));
-        let not_before = self.pulled_at.map_or(at, |pulled| pulled + spread);
-        self.pull_at.get_or_insert(at.max(not_before));
+        let from = self.pulled_at.map_or(now, |pulled| now.max(pulled + spread / 2));
+        self.pull_at.get_or_insert(self.phase.map_or(now, |phase| phase.next(from, spread)));
     }
 
     /// The connection is gone, and with it what it said of gears.
@@ -126,7 +128,7 @@ impl Storm {
 
     fn fill_soon(&mut self, now: Instant) {
         self.fill_at = None;
-        if self.left_out > 0 && self.gear == Gear::Direct {
+        if self.left_out > 0 && !self.is_signal() {
             self.fill_at = Some(self.phase.map_or(now + FILL_SPREAD, |phase| phase.next(now, FILL_SPREAD)));
         }
     }
@@ -238,10 +240,26 @@ impl Conversation {
         weather
     }
 
+    /// Nobody's messages are pushed in signal gear: one that is, and is news, says that the gear has changed, even if the
+    /// connection did not keep up with being told.
+    pub(super) fn end_of_signal(&mut self, now: Instant, message: &v1::Message) -> Option<Weather> {
+        let phase = self.storm.phase?;
+        if !self.storm.is_signal() || message.sender_id == 0 || message.seq <= self.newest {
+            return None;
+        }
+        let weather = self.shift(now, phase, Gear::Direct);
+        self.hear_of(now, message.epoch, message.seq - 1);
+        weather
+    }
+
     fn shift(&mut self, now: Instant, phase: Phase, gear: Gear) -> Option<Weather> {
         let storm = &mut self.storm;
         storm.phase = Some(phase);
         let before = std::mem::replace(&mut storm.gear, gear);
+        if before == Gear::Signal && gear != Gear::Signal && self.known {
+            // There is no looking for more; what is missing will be heard of in a moment.
+            storm.pull_at = None;
+        }
         let weather = match (before, gear) {
             (Gear::Signal, Gear::Signal) => None,
             (_, Gear::Signal) => Some(Weather::Busy),
@@ -317,6 +335,10 @@ impl Conversation {
             self.fetch = Fetch::Due { at: now, want: Want::Pull, tries: 0 };
         }
         self.see_to_the_rest(now, got_on, tries, &mut steps);
+        if got_on && self.storm.is_signal() {
+            // While something comes nobody waits for a notice.
+            self.storm.pull_soon(now);
+        }
         if self.storm.fill_at.is_none() {
             self.storm.fill_soon(now);
         }
@@ -390,7 +412,7 @@ impl Conversation {
         self.storm.trim_ahead(self.last);
         if self.storm.holes.is_empty() {
             self.storm.forget_holes();
-        } else if self.storm.gear == Gear::Direct {
+        } else if !self.storm.is_signal() {
             self.fetch = Fetch::Due { at: now, want: Want::Fill, tries: 0 };
         }
         self.drain_held(&mut steps);

@@ -93,11 +93,19 @@ fn pulls_come_at_the_own_phase_and_once_per_spread() {
     assert_eq!(desk.pulled(&asked, reply(3..=6, 6)), ["4", "5", "6"]);
     desk.wait(100);
     assert_eq!(desk.asks(), None, "what the notice told of is here");
+    assert!(desk.c.waits() && !desk.c.is_busy(), "more may come");
     desk.notice(7);
-    desk.wait(899);
-    assert_eq!(desk.asks(), None, "a spread after the last one");
+    desk.wait(898);
+    assert_eq!(desk.asks(), None, "at the next phase");
+    desk.wait(30);
+    let (_, asked) = desk.asks().unwrap();
+    assert_eq!(desk.pulled(&asked, reply(7..=7, 7)), ["7"]);
+    desk.wait(970);
+    assert_eq!(desk.asks(), None);
     desk.wait(1);
-    assert!(desk.asks().is_some());
+    let (_, asked) = desk.asks().expect("while something comes no notice is needed, and the phase stays");
+    assert_eq!(desk.pulled(&asked, reply(7..=7, 7)), [""; 0]);
+    assert!(!desk.c.waits(), "until the next notice");
 }
 
 #[test]
@@ -135,9 +143,11 @@ fn what_is_left_out_is_named_and_filled_when_it_is_calm() {
     };
     desk.c.handle_history(desk.now, Range::Before(99, 20), page);
     assert_eq!(desk.gear(Gear::Merged, 101), Some(Weather::Calm(0)));
+    assert_eq!(desk.asks(), None, "not everybody at once");
+    assert_eq!(desk.gear(Gear::Signal, 101), Some(Weather::Busy));
     desk.wait(10_000);
-    assert_eq!(desk.asks(), None, "merged is not calm enough");
-    assert_eq!(desk.gear(Gear::Direct, 101), None);
+    assert_eq!(desk.asks(), None, "it was not over");
+    assert_eq!(desk.gear(Gear::Merged, 101), Some(Weather::Calm(0)));
     desk.wait(5_000);
     let (want, asked) = desk.asks().unwrap();
     assert_eq!((want, asked.after_seq, asked.before_seq), (Want::Fill, Some(3), 79), "what was read is not asked for");
@@ -201,6 +211,23 @@ fn what_came_before_a_change_of_gear_is_pulled_before_what_follows_it() {
     assert_eq!(desk.gear(Gear::Merged, 9), Some(Weather::Calm(0)));
     desk.wait(2_000);
     assert_eq!(desk.asks(), None, "nothing was said in between");
+}
+
+#[test]
+fn a_push_ends_a_storm_of_whose_end_nobody_heard() {
+    let mut desk = Desk::at(3);
+    desk.notice(100);
+    desk.wait(300);
+    let (_, asked) = desk.asks().unwrap();
+    desk.pulled(&asked, reply(99..=100, 100));
+    assert_eq!(said(&desk.c.handle_message(desk.now, message(98, 2))), [""; 0], "a repetition says nothing");
+    assert_eq!(said(&desk.c.handle_message(desk.now, message(103, 2))), ["Weather(Calm(0))"]);
+    desk.wait(1_000);
+    let (want, asked) = desk.asks().unwrap();
+    assert_eq!((want, asked.after_seq), (Want::Pull, Some(100)), "no Sync");
+    assert_eq!(desk.pulled(&asked, reply(101..=103, 103)), ["101", "102", "103"]);
+    desk.wait(5_000);
+    assert_eq!(desk.asks().map(|(want, _)| want), Some(Want::Fill));
 }
 
 #[test]

@@ -68,6 +68,8 @@ struct World {
     /// How messages travel, where not each by itself, and those that wait to be pushed together.
     gears: BTreeMap<&'static str, Gear>,
     merging: BTreeMap<&'static str, Vec<v1::Message>>,
+    /// Changes of gear that the connection did not keep up with.
+    unheard: BTreeSet<&'static str>,
     has_storms: bool,
     /// In signal gear so many are said at a time.
     burst: usize,
@@ -104,6 +106,7 @@ impl World {
             online: false,
             gears: BTreeMap::new(),
             merging: BTreeMap::new(),
+            unheard: BTreeSet::new(),
             has_storms,
             burst: 0,
         };
@@ -172,6 +175,7 @@ impl World {
         let chance = u32::try_from(self.chance.next() >> 32).unwrap();
         self.behind.clear();
         self.merging.clear();
+        self.unheard.clear();
         self.online = true;
         self.state.handle_login(self.now, login, &standing.positions, chance);
     }
@@ -231,15 +235,22 @@ impl World {
         }
     }
 
-    /// Another gear; nobody who is online misses it.
+    /// Another gear, of which a connection that does not keep up hears nothing.
     fn shift(&mut self, place: &'static str, gear: Gear) {
         self.flush(place);
         self.gears.insert(place, gear);
-        if self.online {
-            let from_seq = self.stored[place].len() as u64 + 1;
-            let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear: gear.into(), from_seq };
-            self.state.handle_push(self.now, Push::GearChanged(changed));
+        if self.online && self.chance.one_in(4) {
+            self.unheard.insert(place);
+        } else if self.online {
+            self.tell_gear(place);
         }
+    }
+
+    fn tell_gear(&mut self, place: &'static str) {
+        let from_seq = self.stored[place].len() as u64 + 1;
+        let gear = self.gears[place].into();
+        let changed = v1::GearChanged { conversation_id: place.into(), epoch: 1, gear, from_seq };
+        self.state.handle_push(self.now, Push::GearChanged(changed));
     }
 
     /// Something of a storm happens, where it may.
@@ -304,6 +315,10 @@ impl World {
             self.behind.clear();
             let wait = Duration::from_millis(self.chance.next() % 1000);
             return self.state.handle_push(self.now, Push::Behind(v1::Behind::default(), wait));
+        }
+        for place in std::mem::take(&mut self.unheard) {
+            let behind = v1::Behind { conversation_id: place.to_owned(), ..Default::default() };
+            self.state.handle_push(self.now, Push::Behind(behind, Duration::ZERO));
         }
         for (place, after_seq) in std::mem::take(&mut self.behind) {
             let last_seq = self.stored[place].len() as u64;
@@ -459,6 +474,16 @@ impl World {
             OPEN.into_iter().for_each(|place| self.shift(place, Gear::Direct));
         }
         self.tell_behind();
+        let stormy = if self.has_storms { &OPEN[..] } else { &[] };
+        for place in stormy {
+            // It is heard of the calm, or somebody speaks.
+            if self.chance.one_in(2) {
+                self.tell_gear(place);
+            } else {
+                let message = self.store(place, BEN);
+                self.state.handle_push(self.now, Push::Message(message));
+            }
+        }
         for _ in 0..400 {
             self.answer_one();
             self.tick();

@@ -23,7 +23,7 @@ impl State {
         self.pump(now);
     }
 
-    fn tell_weather(&mut self, id: &str, weather: Option<Weather>) {
+    pub(super) fn tell_weather(&mut self, id: &str, weather: Option<Weather>) {
         let place = Part::Title(id.to_owned());
         match weather {
             None => {}
