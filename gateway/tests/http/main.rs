@@ -6,6 +6,7 @@ mod accounts;
 mod history;
 mod limits;
 mod probes;
+mod pull;
 mod refusals;
 mod rooms;
 mod websocket;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tidegate::app;
 use tidegate::clock::SystemClock;
 use tidegate::config::{CliOverrides, Config};
-use tidegate::http::{self, Bounds, Busy, HandOff, Life, Part, Setup};
+use tidegate::http::{self, Bounds, Busy, GatewayPulls, HandOff, Life, Part, Setup};
 use tidegate::shard::mailboxes::ShardMailboxes;
 use tidegate::telemetry;
 use tidegate_core::event::PushEvent;
@@ -99,6 +99,9 @@ pub struct MoodyHotStore {
     pub down: AtomicBool,
     pub hung: AtomicBool,
     pub pings: AtomicUsize,
+    /// Held by a test: what was found out about tokens is not answered meanwhile.
+    pub tokens: tokio::sync::Mutex<()>,
+    pub token_questions: AtomicUsize,
 }
 
 macro_rules! while_up {
@@ -145,6 +148,8 @@ impl HotStore for MoodyHotStore {
     async fn token_states(&self, tokens: &[&str]) -> PortResult<Vec<TokenState>> {
         self.mood().await?;
         let mut states = self.inner.token_states(tokens).await?;
+        self.token_questions.fetch_add(1, Ordering::SeqCst);
+        drop(self.tokens.lock().await);
         for (token, state) in tokens.iter().zip(&mut states) {
             if *token == REMEMBERED_TOKEN {
                 *state = TokenState::Expired;
@@ -169,6 +174,7 @@ pub struct World {
     pub busy: Arc<AtomicBool>,
     pub handed: mpsc::Receiver<HandedOver>,
     pub served: tokio::task::JoinHandle<std::io::Result<()>>,
+    pub pulls: Arc<GatewayPulls<TestBackend>>,
     pub runtime: tokio::runtime::Runtime,
     agent: ureq::Agent,
 }
@@ -195,6 +201,8 @@ impl World {
                 down: AtomicBool::new(false),
                 hung: AtomicBool::new(false),
                 pings: AtomicUsize::new(0),
+                tokens: tokio::sync::Mutex::default(),
+                token_questions: AtomicUsize::new(0),
             },
             archive: MemoryArchive::new(),
         });
@@ -212,9 +220,10 @@ impl World {
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let served_backend = Arc::clone(&backend);
+        let (routes, rules) = (Arc::default(), Arc::new(config.storm.clone()));
+        let pulls = Arc::new(app::pulls(&config, &backend, ShardMailboxes::new(1), routes, rules));
+        let served_pulls = Arc::clone(&pulls);
         let served = runtime.spawn(async move {
-            let (routes, rules) = (Arc::default(), Arc::new(config.storm.clone()));
-            let pulls = Arc::new(app::pulls(&config, &served_backend, ShardMailboxes::new(1), routes, rules));
             let setup = Setup {
                 parts: Part::of_backend(&served_backend),
                 backend: served_backend,
@@ -222,7 +231,7 @@ impl World {
                 tcp_address: "127.0.0.1:7400".parse().unwrap(),
                 hand_off,
                 inspect: Arc::new(|_| Box::pin(std::future::ready(Vec::new()))),
-                pulls,
+                pulls: served_pulls,
                 metrics: recorder(),
                 life: life_seen,
                 bounds,
@@ -233,7 +242,7 @@ impl World {
         // connections may find that out with its next request.
         let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
         let agent = agent.max_idle_connections(0).max_idle_connections_per_host(0).build();
-        Self { address, backend, life, busy, handed, served, runtime, agent: agent.into() }
+        Self { address, backend, life, busy, handed, served, pulls, runtime, agent: agent.into() }
     }
 
     pub fn get(&self, path: &str, token: &str) -> Answer {
