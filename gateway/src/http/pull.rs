@@ -3,7 +3,7 @@
 //! In goes a place, out come bytes that are the same for everybody at it, made and compressed once. Always: a pull of what
 //! is in memory asks nobody, but now and then whose token it carries.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -131,30 +131,48 @@ fn names(known: &HeaderValue, etag: &HeaderValue) -> bool {
 
 /// Whose tokens were good a moment ago, by the token's hash, so that a dump of memory holds no token.
 #[derive(Default)]
-pub(super) struct Tokens(Mutex<FxHashMap<[u8; 32], (UserId, Instant)>>);
+pub(super) struct Tokens(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    holders: FxHashMap<[u8; 32], (UserId, Instant)>,
+    /// Logouts so far: what was looked up before one is not remembered after it.
+    forgotten: u64,
+}
 
 impl Tokens {
     async fn holder<B: Backend>(&self, api: &Api<B>, token: &str) -> ServiceResult<UserId> {
         let key = key(token);
         let now = Instant::now();
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((user, until)) = lock().get(&key)
-            && *until > now
-        {
-            return Ok(*user);
-        }
+        let forgotten = {
+            let known = self.lock();
+            if let Some((user, until)) = known.holders.get(&key)
+                && *until > now
+            {
+                return Ok(*user);
+            }
+            known.forgotten
+        };
         let user = api.users.holder(token).await?;
-        let mut known = lock();
-        if known.len() >= TOKENS_MAX {
-            known.clear();
+        let mut known = self.lock();
+        if known.forgotten == forgotten {
+            if known.holders.len() >= TOKENS_MAX {
+                known.holders.clear();
+            }
+            known.holders.insert(key, (user, now + TOKEN_TRUST));
         }
-        known.insert(key, (user, now + TOKEN_TRUST));
         Ok(user)
     }
 
     /// The token's holder has logged out.
     pub(super) fn forget(&self, token: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(token));
+        let mut known = self.lock();
+        known.holders.remove(&key(token));
+        known.forgotten += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -122,8 +122,10 @@ pub(super) async fn logout<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Token(token): Token,
 ) -> Result<StatusCode, Problem> {
-    api.users.logout(&token).await?;
+    let logged_out = api.users.logout(&token).await;
+    // Also if it was no token any more: it may have been one a moment ago.
     api.tokens.forget(&token);
+    logged_out?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -11,11 +11,11 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use tidegate_core::event::StoredMessage;
 use tidegate_core::ids::{ClientMsgId, ConversationId, Epoch, MessageId, Millis, Place, Seq, UserId};
-use tidegate_core::ports::{Archive as _, Backend as _, PersistBatch};
+use tidegate_core::ports::{Archive as _, Backend as _, HotStore as _, PersistBatch};
 use tidegate_proto::v1::{self, ContentType, Gear};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, World, eventually};
 
 const PATH: &str = "/api/v1/chat/pull/lobby?lobby=lobby_main";
 
@@ -285,6 +285,43 @@ fn a_thousand_pulls_at_one_place_are_one_fetch() {
         }
         assert_eq!(fetches(), before + 1, "up to {last}");
     }
+}
+
+#[test]
+fn a_token_is_trusted_for_a_moment_and_not_beyond_its_logout() {
+    let _alone = alone();
+    let world = World::new();
+    let (_, token) = world.user("bob");
+    let ((_, other), (_, third)) = (world.user("eve"), world.user("ann"));
+    write(&world, "lobby_main", 1..=3);
+    let hot = world.backend.hot();
+    ask(&world, PATH, &token, &[]).decoded();
+    // Redis is not asked again, and need not be there.
+    let questions = hot.token_questions.load(Ordering::SeqCst);
+    hot.down.store(true, Ordering::SeqCst);
+    ask(&world, PATH, &token, &[]).decoded();
+    world.get(PATH, &other).expect_problem(503, "unavailable");
+    hot.down.store(false, Ordering::SeqCst);
+    assert_eq!(hot.token_questions.load(Ordering::SeqCst), questions);
+
+    assert_eq!(world.post("/api/v1/logout", &token, json!({})).status, 204);
+    world.get(PATH, &token).expect_problem(401, "token_invalid");
+    // Logged out elsewhere: whoever says so here, is not trusted here any more.
+    ask(&world, PATH, &other, &[]).decoded();
+    assert!(world.runtime.block_on(hot.delete_token(&other)).unwrap());
+    world.post("/api/v1/logout", &other, json!({})).expect_problem(401, "token_invalid");
+    world.get(PATH, &other).expect_problem(401, "token_invalid");
+
+    // A pull that is on its way when its token ends brings no trust along.
+    let held = world.runtime.block_on(hot.tokens.lock());
+    let questions = hot.token_questions.load(Ordering::SeqCst);
+    let (address, thirds) = (world.address, third.clone());
+    let pulling = std::thread::spawn(move || ask_at(address, PATH, &thirds, &[]));
+    eventually("its token was looked up", || hot.token_questions.load(Ordering::SeqCst) > questions);
+    assert_eq!(world.post("/api/v1/logout", &third, json!({})).status, 204);
+    drop(held);
+    pulling.join().unwrap().decoded();
+    world.get(PATH, &third).expect_problem(401, "token_invalid");
 }
 
 #[test]
