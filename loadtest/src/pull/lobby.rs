@@ -50,7 +50,9 @@ const LOGINS_AT_ONCE: usize = 32;
 /// wanted, and a connection may pull every 10 ms.
 pub fn settings(answer_bytes: u32) -> Vec<(&'static str, String)> {
     const SPREAD_MS: u32 = 10;
-    let per_s = answer_bytes * (1_000 / SPREAD_MS);
+    // A notice and heads count as well.
+    const ROOM_BYTES: u32 = 512;
+    let per_s = (answer_bytes + ROOM_BYTES) * (1_000 / SPREAD_MS);
     vec![
         ("TIDEGATE_STORM_GEARS", "direct+merged+signal".to_owned()),
         ("TIDEGATE_STORM_MERGED_PER_S", "1".to_owned()),
@@ -155,6 +157,30 @@ impl Speaker {
         Ok(speaker)
     }
 
+    /// What the gateway answers over HTTP, once that is full: a tail that was begun in the middle of a message grows with the
+    /// next one.
+    ///
+    /// # Errors
+    /// What is wrong with the answer in the end.
+    pub async fn full_answer(
+        &mut self,
+        address: SocketAddr,
+        account: &Account,
+        answer_bytes: u32,
+    ) -> anyhow::Result<Answer> {
+        let request = http_request(address, account);
+        let began = Instant::now();
+        loop {
+            let answer = client::fetch(address, &request)?;
+            match check(&answer, answer_bytes) {
+                Ok(()) => return Ok(answer),
+                Err(error) if began.elapsed() > DEADLINE => return Err(error),
+                Err(_) => self.speak().await?,
+            }
+            tokio::time::sleep(SPEAK_INTERVAL).await;
+        }
+    }
+
     /// Writes one message and waits for its ack.
     async fn speak(&mut self) -> anyhow::Result<()> {
         self.counter += 1;
@@ -249,14 +275,4 @@ impl Drop for Speaking {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
-}
-
-/// Asks the gateway once over HTTP.
-///
-/// # Errors
-/// If there is no good answer.
-pub fn answer(address: SocketAddr, account: &Account, answer_bytes: u32) -> anyhow::Result<Answer> {
-    let answer = client::fetch(address, &http_request(address, account))?;
-    check(&answer, answer_bytes)?;
-    Ok(answer)
 }

@@ -79,8 +79,11 @@ impl<'a> Bench<'a> {
         let accounts = stage.users(ACCOUNTS)?;
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
         let speaking_runtime = runtime()?;
-        let speaker = speaking_runtime.block_on(Speaker::fill(gateway.tcp, &accounts[0], options.answer_bytes))?;
-        let answer = lobby::answer(http, &accounts[0], options.answer_bytes)?;
+        let (speaker, answer) = speaking_runtime.block_on(async {
+            let mut speaker = Speaker::fill(gateway.tcp, &accounts[0], options.answer_bytes).await?;
+            let answer = speaker.full_answer(http, &accounts[0], options.answer_bytes).await?;
+            anyhow::Ok((speaker, answer))
+        })?;
         let nginx = Nginx::start(options.nginx.as_deref(), &gateway::new_data_dir()?, lobby::PATH, &answer)?;
         let copy = client::fetch(nginx.address, &lobby::http_request(nginx.address, &accounts[0]))?;
         if copy.body != answer.body || copy.content_type != answer.content_type {
