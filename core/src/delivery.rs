@@ -17,7 +17,7 @@ use crate::ids::{
     Attachment, ConversationId, Epoch, LobbyName, MessageId, Millis, Place, RoomId, Seq, SessionId, Span, UserId,
 };
 use crate::queue::Weigh;
-use crate::storm::Tail;
+use crate::storm::LiveTail;
 
 /// A shard's number, from 0. At most 64, so that a set of them is one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -418,12 +418,12 @@ pub enum ShardInput {
         /// The frame.
         reply: Bytes,
     },
-    /// What a conversation's pulls are answered with from now on. `None`: by the reception.
+    /// What a conversation's pulls are answered with from now on, while its storm lasts. `None`: by the reception.
     Tail {
         /// The conversation.
         conversation: ConversationId,
         /// What is newest there.
-        tail: Option<Arc<Tail>>,
+        tail: Option<LiveTail>,
     },
     /// The answer to a Pull: the same bytes for everybody at its place.
     Pulled {
@@ -503,7 +503,7 @@ impl Weigh for ShardInput {
             Self::Bind { identity, .. } => identity.device.len(),
             Self::Rooms { rooms, .. } => size_of_val(rooms.as_slice()),
             Self::Welcome { reply, .. } | Self::Answer { reply, .. } => reply.len(),
-            Self::Tail { tail, .. } => tail.as_ref().map_or(0, |tail| tail.rule().pull_bytes_max()),
+            Self::Tail { tail, .. } => tail.as_ref().map_or(0, |held| held.tail.rule().pull_bytes_max()),
             Self::Pulled { payload, .. } => payload.len(),
             Self::PushesMissed { of } => of.as_deref().map_or(0, size_of_val),
             Self::Refused { .. } | Self::Replaced { .. } | Self::Inspect { .. } | Self::RenewPresence | Self::Drain => {

@@ -4,14 +4,12 @@
 
 mod support;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use support::websocket::{WebSocketClient, handed_over, masked};
 use support::{Account, Client, World, embedded};
 use tidegate::backends::Embedded;
-use tidegate::shard::mailboxes::Upgraded;
-use tidegate_core::delivery::ShardId;
 use tidegate_core::ids::UserId;
 use tidegate_core::ports::{Backend as _, HotStore as _};
 use tidegate_proto::v1::{self, CloseCode, Code};
@@ -236,23 +234,6 @@ async fn many_small_commands_at_once_are_all_answered() {
 // ---------------------------------------------------------------------------------------------------------------------
 // WebSocket, from behind its HTTP handshake on
 
-/// A socket handed to a shard as the HTTP listener does it.
-async fn websocket(world: &World<Embedded>, early: &[u8]) -> TcpStream {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (stream, _) = listener.accept().unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let mut upgraded = VecDeque::from([Upgraded { stream, early: Bytes::copy_from_slice(early) }]);
-    world.gateway.mailboxes().of(ShardId(0)).upgraded.offer(&mut upgraded);
-    client
-}
-
-fn masked(opcode: Opcode, payload: &[u8]) -> BytesMut {
-    let mut bytes = BytesMut::new();
-    websocket::put_masked(&mut bytes, opcode, [1, 2, 3, 4], payload);
-    bytes
-}
-
 /// Reads until the server's WebSocket close frame; returns its code, and the Tidegate Close before it if there was one.
 async fn ws_close(stream: &mut TcpStream) -> (Option<u16>, Option<CloseCode>) {
     let mut bytes = BytesMut::new();
@@ -302,7 +283,7 @@ async fn websocket_violations_get_the_code_of_the_rfc() {
         (&masked(Opcode::Binary, b"nonsense"), 4501, Some(CloseCode::BadOpening)),
         (&masked(Opcode::Close, &[0x03, 0xe8]), 1000, None),
     ] {
-        let mut stream = websocket(&world, &[]).await;
+        let mut stream = handed_over(&world, &[]).await;
         stream.write_all(bytes).await.unwrap();
         assert_eq!(ws_close(&mut stream).await, (Some(code), tidegate), "{bytes:?}");
     }
@@ -325,7 +306,7 @@ async fn the_same_frames_travel_in_websocket_messages() {
     bytes.extend_from_slice(&masked(Opcode::Ping, b"are you there"));
     bytes.extend_from_slice(&masked(Opcode::Continuation, two));
     let (early, late) = bytes.split_at(5);
-    let mut stream = websocket(&world, early).await;
+    let mut stream = handed_over(&world, early).await;
     stream.write_all(late).await.unwrap();
 
     let mut client = WebSocketClient::new(stream);
@@ -339,43 +320,6 @@ async fn the_same_frames_travel_in_websocket_messages() {
     kinds.sort_unstable();
     assert_eq!(kinds, [Kind::SendAck as u8, Kind::Message as u8]);
     world.gateway.stop().await;
-}
-
-struct WebSocketClient {
-    stream: TcpStream,
-    bytes: BytesMut,
-    decoder: websocket::Decoder,
-    frames: VecDeque<tidegate_proto::Frame>,
-    pongs: Vec<Bytes>,
-}
-
-impl WebSocketClient {
-    fn new(stream: TcpStream) -> Self {
-        let decoder = websocket::Decoder::new(websocket::Role::Client);
-        Self { stream, bytes: BytesMut::new(), decoder, frames: VecDeque::new(), pongs: Vec::new() }
-    }
-
-    async fn frame(&mut self) -> tidegate_proto::Frame {
-        loop {
-            if let Some(frame) = self.frames.pop_front() {
-                return frame;
-            }
-            match self.decoder.next(&mut self.bytes, 1 << 20).unwrap() {
-                Some(websocket::Event::Message(message)) => {
-                    let mut message = message.freeze();
-                    while let Some(frame) = frame::next_frame(&mut message, 1 << 20).unwrap() {
-                        self.frames.push_back(frame);
-                    }
-                }
-                Some(websocket::Event::Pong(payload)) => self.pongs.push(payload),
-                Some(other) => panic!("{other:?}"),
-                None => {
-                    let read = self.stream.read_buf(&mut self.bytes);
-                    assert_ne!(tokio::time::timeout(support::DEADLINE, read).await.unwrap().unwrap(), 0);
-                }
-            }
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,7 +50,9 @@ fn lobbies() -> Vec<String> {
 }
 
 fn start(name: &str, servers: &Servers) -> Process {
-    Process::start(name, &servers.settings(), &[&format!("rabbitmq.partitions={PARTITIONS}"), LOBBIES])
+    // The writers are in a hurry, and the readers follow pushes.
+    let settings = [&format!("rabbitmq.partitions={PARTITIONS}"), LOBBIES, "storm.gears=direct"];
+    Process::start(name, &servers.settings(), &settings)
 }
 
 /// Somebody who writes one message after the other, each until it is acknowledged, and goes to the next gateway when the

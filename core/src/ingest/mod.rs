@@ -10,7 +10,7 @@ pub mod members;
 mod poison;
 mod storm;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -130,7 +130,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         let shifted = self.count(&persist.messages, &ends);
         let audience = self.audience(&persist.messages, &known).await?;
         let mut outgoing = Outgoing::new(&ends, &audience, &self.gearbox);
-        outgoing.to_all.extend(shifted);
+        outgoing.to_all.extend(shifted.iter().cloned());
         outgoing.add_repetitions(&known, &sorted.conflicts);
         unfit.iter().for_each(|accepted| outgoing.add_unfit(accepted));
         persist.messages.iter().for_each(|message| outgoing.add_message(message));
@@ -142,6 +142,7 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
         // Before the acknowledgement: what no event brings back any more, the hot store knows to have been committed.
         settled?;
         self.file_unreachable(&outgoing, &published?).await?;
+        self.pay(&shifted);
         self.keep_pace(&cached).await?;
         consumer.ack(batch.up_to).await?;
         metrics::counter!(meter::INGEST_TURNS).increment(1);

@@ -105,13 +105,18 @@ impl<B: Backend, C: Clock> IngestEngine<B, C> {
             return Ok(());
         }
         self.publish(vec![(PushTarget::All, told.clone())]).await?;
-        for event in &told {
+        self.pay(&told);
+        Ok(())
+    }
+
+    /// MQ2 has them: the notices among them are not owed any more.
+    pub(super) fn pay(&self, told: &[PushEvent]) {
+        for event in told {
             if let PushEvent::Noticed { conversation, .. } = event {
                 metrics::counter!(meter::STORM_NOTICES).increment(1);
                 self.streams.pay(*conversation, event);
             }
         }
-        Ok(())
     }
 }
 
@@ -146,3 +151,6 @@ pub(super) fn add_to_cache(
         keep_for: rule.cache,
     });
 }
+
+#[cfg(test)]
+mod tests;

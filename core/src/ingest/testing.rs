@@ -4,7 +4,7 @@
 //! that two engines meet over one hot store and one archive, each with faults of its own.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::ports::{
     PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
     UnreadCount, User, Watermark,
 };
+use crate::storm::StormRules;
 use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
 use crate::twins::hot_store::EmbeddedHotStore;
@@ -34,7 +35,7 @@ use crate::twins::queues::EmbeddedIngestQueue;
 
 /// No time passes in sleep.
 #[derive(Clone)]
-pub(super) struct Impatient;
+pub(crate) struct Impatient;
 
 impl Clock for Impatient {
     fn now(&self) -> Millis {
@@ -44,8 +45,40 @@ impl Clock for Impatient {
     async fn sleep(&self, _: Duration) {}
 }
 
+/// Time passes when the test says so.
+#[derive(Clone)]
+pub(crate) struct ManualClock(Arc<AtomicU64>, Arc<tokio::sync::Notify>);
+
+impl ManualClock {
+    pub(crate) fn at(now_ms: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(now_ms)), Arc::default())
+    }
+
+    pub(crate) fn advance(&self, ms: u64) {
+        self.0.fetch_add(ms, Ordering::SeqCst);
+        self.1.notify_waiters();
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Millis {
+        Millis(self.0.load(Ordering::SeqCst))
+    }
+
+    async fn sleep(&self, delay: Duration) {
+        let until = self.now().0 + u64::try_from(delay.as_millis()).expect("no test sleeps so long");
+        loop {
+            let advanced = self.1.notified();
+            if self.now().0 >= until {
+                return;
+            }
+            advanced.await;
+        }
+    }
+}
+
 /// What becomes of one call.
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// It is not done, and an error says so.
     Fail,
     /// It is not done, and never will be, says the service.
@@ -60,26 +93,37 @@ pub(super) enum Fate {
     Hold(Arc<tokio::sync::Notify>),
 }
 
-/// Calls an engine makes in one test, at most. Time does not pass here, so an engine that repeats itself for ever is noticed
+/// Calls of one step that an engine makes in one test, at most. Time does not pass here, so an engine that repeats itself for ever is noticed
 /// by this alone.
 const CALLS_MAX: u32 = 10_000;
 
 /// The fates of the calls to come, by step, and the number of calls.
 #[derive(Clone, Default)]
-pub(super) struct Faults(Arc<Mutex<FxHashMap<&'static str, VecDeque<Fate>>>>, Arc<AtomicU32>);
+pub(crate) struct Faults(Arc<Mutex<FxHashMap<&'static str, VecDeque<Fate>>>>, Arc<Mutex<FxHashMap<&'static str, u32>>>);
 
 impl Faults {
-    pub(super) fn next(&self, step: &'static str, fate: Fate) {
+    pub(crate) fn next(&self, step: &'static str, fate: Fate) {
         self.0.lock().expect("no test panics here").entry(step).or_default().push_back(fate);
     }
 
     /// Whether every fate has met its call.
-    pub(super) fn are_spent(&self) -> bool {
+    pub(crate) fn are_spent(&self) -> bool {
         self.0.lock().expect("no test panics here").values().all(VecDeque::is_empty)
     }
 
+    /// Calls of a step so far.
+    pub(crate) fn calls(&self, step: &'static str) -> u32 {
+        self.1.lock().expect("no test panics here").get(step).copied().unwrap_or_default()
+    }
+
     async fn around<T>(&self, step: &'static str, call: impl Future<Output = PortResult<T>>) -> PortResult<T> {
-        assert!(self.1.fetch_add(1, Ordering::SeqCst) < CALLS_MAX, "no end of calls of {step}");
+        let calls = {
+            let mut calls = self.1.lock().expect("no test panics here");
+            let calls = calls.entry(step).or_default();
+            *calls += 1;
+            *calls
+        };
+        assert!(calls < CALLS_MAX, "no end of calls of {step}");
         let lost = || PortError::Unavailable { service: "test", detail: step.to_owned() };
         let fate = self.0.lock().expect("no test panics here").get_mut(step).and_then(VecDeque::pop_front);
         match fate {
@@ -105,8 +149,8 @@ impl Faults {
 
 /// A port whose calls have fates.
 #[derive(Clone)]
-pub(super) struct Faulty<P> {
-    pub(super) inner: P,
+pub(crate) struct Faulty<P> {
+    pub(crate) inner: P,
     faults: Faults,
     breaks: Arc<AtomicU64>,
     unfit: Unfit,
@@ -132,7 +176,7 @@ macro_rules! with_fates {
     };
 }
 
-impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
+impl<C: Clock> HotStore for Faulty<EmbeddedHotStore<C>> {
     with_fates! {
         sequence(runs: &[SequenceRun]) -> Vec<SequenceGrant>;
         settle(ends: &[(ConversationId, End)], cached: &[CacheRun]) -> ();
@@ -201,7 +245,7 @@ impl Archive for Faulty<MemoryArchive> {
 
 /// MQ2 as a list of what was published.
 #[derive(Clone, Default)]
-pub(super) struct Published(Arc<Mutex<Vec<PushEvent>>>);
+pub(crate) struct Published(Arc<Mutex<Vec<PushEvent>>>);
 
 impl PushQueue for Published {
     type Consumer = NoConsumer;
@@ -217,7 +261,7 @@ impl PushQueue for Published {
 }
 
 /// Nobody takes pushes here.
-pub(super) struct NoConsumer;
+pub(crate) struct NoConsumer;
 
 impl PushConsumer for NoConsumer {
     async fn next_batch(&mut self, _: usize) -> PortResult<Vec<PushEvent>> {
@@ -227,19 +271,26 @@ impl PushConsumer for NoConsumer {
 
 /// What one engine works with: rooms 1 and 2, with the users 1 and 2 as members.
 #[derive(Clone)]
-pub(super) struct World {
+pub(crate) struct World<C = Impatient> {
     ingest: EmbeddedIngestQueue,
     push: Published,
-    hot: Faulty<EmbeddedHotStore<Impatient>>,
+    clock: C,
+    hot: Faulty<EmbeddedHotStore<C>>,
     archive: Faulty<MemoryArchive>,
-    pub(super) faults: Faults,
+    pub(crate) faults: Faults,
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with_clock(Impatient)
+    }
+}
+
+impl<C: Clock> World<C> {
+    pub(crate) fn with_clock(clock: C) -> Self {
         let faults = Faults::default();
         let gateway: GatewayId = "gw".parse().expect("legal");
-        let (hot, archive) = (EmbeddedHotStore::new(gateway, Impatient), MemoryArchive::with_epoch(Epoch(100)));
+        let (hot, archive) = (EmbeddedHotStore::new(gateway, clock.clone()), MemoryArchive::with_epoch(Epoch(100)));
         for name in ["den", "raid"] {
             let made = archive.create_room(name, UserId(1), 8, Millis(1)).now_or_never();
             let room = made.expect("in memory").expect("a room").id;
@@ -249,6 +300,7 @@ impl World {
         Self {
             ingest: EmbeddedIngestQueue::new(1),
             push: Published::default(),
+            clock,
             hot: Faulty { inner: hot, faults: faults.clone(), breaks: Arc::default(), unfit: Unfit::default() },
             archive: Faulty { inner: archive, faults: faults.clone(), breaks, unfit: Unfit::default() },
             faults,
@@ -256,44 +308,56 @@ impl World {
     }
 
     /// The same services as another engine sees them.
-    pub(super) fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         let faults = Faults::default();
         let mut other = self.clone();
         (other.hot.faults, other.archive.faults, other.faults) = (faults.clone(), faults.clone(), faults);
         other
     }
 
-    pub(super) fn engine(&self) -> IngestEngine<Self, Impatient> {
-        let (members, streams) = (Arc::new(Members::default()), Arc::new(OutStreams::new(1)));
-        IngestEngine::new(Partition(0), Arc::new(self.clone()), Impatient, members, streams, Arc::default())
+    pub(crate) fn engine(&self) -> IngestEngine<Self, C> {
+        self.engine_with(Arc::new(OutStreams::new(1)), Arc::default())
     }
 
-    pub(super) fn memory(&self) -> &MemoryArchive {
+    /// One that goes on with the streams of another, by rules.
+    pub(crate) fn engine_with(&self, streams: Arc<OutStreams>, rules: Arc<StormRules>) -> IngestEngine<Self, C> {
+        let members = Arc::new(Members::default());
+        IngestEngine::new(Partition(0), Arc::new(self.clone()), self.clock.clone(), members, streams, rules)
+    }
+
+    pub(crate) fn memory(&self) -> &MemoryArchive {
         &self.archive.inner
     }
 
     /// From now on the archive never takes the message, nor a receipt of the user.
-    pub(super) fn make_unfit(&self, message: MessageId, user: UserId) {
+    pub(crate) fn make_unfit(&self, message: MessageId, user: UserId) {
         let mut unfit = self.archive.unfit.0.lock().expect("no test panics here");
         unfit.0.insert(message);
         unfit.1.insert(user);
     }
 
-    pub(super) fn dead_letters(&self) -> Vec<DeadLetter> {
+    pub(crate) fn dead_letters(&self) -> Vec<DeadLetter> {
         self.ingest.dead_letters()
     }
 
-    pub(super) fn lose_hot_store(&self) {
+    pub(crate) fn lose_hot_store(&self) {
         self.hot.inner.lose_everything();
     }
 
     /// As when a connection to the archive ended and another was made.
-    pub(super) fn break_connection(&self) {
+    pub(crate) fn break_connection(&self) {
         self.archive.breaks.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// What gateways were told since the last look, without the streams' marks.
+    pub(crate) fn take_published(&self) -> Vec<PushEvent> {
+        let mut events = std::mem::take(&mut *self.push.0.lock().expect("no test panics here"));
+        events.retain(|event| !matches!(event, PushEvent::Marked(_)));
+        events
+    }
+
     /// What clients were told of messages: conversation, epoch, sequence, id.
-    pub(super) fn pushed(&self) -> Vec<(String, u32, u64, MessageId)> {
+    pub(crate) fn pushed(&self) -> Vec<(String, u32, u64, MessageId)> {
         let told = |event: &PushEvent| match event {
             PushEvent::Sequenced { payload, .. } => {
                 let message = v1::Message::decode(payload.clone()).expect("a message");
@@ -306,7 +370,7 @@ impl World {
     }
 
     /// The messages that were rejected after their ack.
-    pub(super) fn rejected(&self) -> Vec<MessageId> {
+    pub(crate) fn rejected(&self) -> Vec<MessageId> {
         let told = |event: &PushEvent| match event {
             PushEvent::Rejected { payload, .. } => {
                 let rejected = v1::SendRejected::decode(payload.clone()).expect("a rejection");
@@ -317,12 +381,12 @@ impl World {
         self.push.0.lock().expect("no test panics here").iter().filter_map(told).collect()
     }
 
-    pub(super) async fn end(&self, conversation: ConversationId) -> End {
+    pub(crate) async fn end(&self, conversation: ConversationId) -> End {
         self.memory().ends(&[conversation]).await.expect("in memory")[0]
     }
 
     /// The ids of a conversation's messages, which have the sequences 1, 2, 3 and so on.
-    pub(super) async fn dense(&self, conversation: ConversationId) -> Vec<MessageId> {
+    pub(crate) async fn dense(&self, conversation: ConversationId) -> Vec<MessageId> {
         let all = self.memory().history(conversation, Page::After(Seq(0)), u32::MAX).await.expect("in memory");
         let seqs: Vec<_> = all.iter().map(|message| message.seq.0).collect();
         assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "a gap in {conversation}");
@@ -330,10 +394,10 @@ impl World {
     }
 }
 
-impl Backend for World {
+impl<C: Clock> Backend for World<C> {
     type Ingest = EmbeddedIngestQueue;
     type Push = Published;
-    type Hot = Faulty<EmbeddedHotStore<Impatient>>;
+    type Hot = Faulty<EmbeddedHotStore<C>>;
     type Archive = Faulty<MemoryArchive>;
 
     fn ingest(&self) -> &Self::Ingest {
@@ -352,7 +416,7 @@ impl Backend for World {
 
 /// Takes acknowledgements.
 #[derive(Default)]
-pub(super) struct Acked(pub(super) u64);
+pub(crate) struct Acked(pub(crate) u64);
 
 impl IngestConsumer for Acked {
     async fn next_batch(&mut self, _: usize) -> PortResult<IngestBatch> {
@@ -366,12 +430,12 @@ impl IngestConsumer for Acked {
 }
 
 /// The nth message of a test.
-pub(super) fn id(n: u8) -> MessageId {
+pub(crate) fn id(n: u8) -> MessageId {
     MessageId([n; 16])
 }
 
 /// The nth message, in a conversation. Its body is its own.
-pub(super) fn message(conversation: ConversationId, n: u8) -> IngestEvent {
+pub(crate) fn message(conversation: ConversationId, n: u8) -> IngestEvent {
     IngestEvent::Accepted(Accepted {
         message_id: id(n),
         conversation,
@@ -384,11 +448,11 @@ pub(super) fn message(conversation: ConversationId, n: u8) -> IngestEvent {
     })
 }
 
-pub(super) fn receipt(conversation: ConversationId, user: u64, read: u64) -> IngestEvent {
+pub(crate) fn receipt(conversation: ConversationId, user: u64, read: u64) -> IngestEvent {
     let (delivered, read) = (Seq(read), Seq(read));
     IngestEvent::ReceiptMoved(ReceiptMoved { conversation, user: UserId(user), delivered, read })
 }
 
-pub(super) fn batch(events: Vec<IngestEvent>) -> IngestBatch {
+pub(crate) fn batch(events: Vec<IngestEvent>) -> IngestBatch {
     IngestBatch { events, up_to: DeliveryTag(1) }
 }

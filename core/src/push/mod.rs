@@ -155,6 +155,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
         let payload_bytes: usize = events.iter().map(payload_len).sum();
         let mut buffer = BytesMut::with_capacity(payload_bytes + events.len() * (HEAD_BYTES + 10));
         let everywhere = ShardSet(u64::MAX >> (64 - u32::from(self.mailboxes.shards())));
+        let mut pushed: Option<Pushed> = None;
         for event in events {
             match event {
                 PushEvent::Sequenced { conversation, epoch, seq, sender, gear, payload } => {
@@ -165,11 +166,18 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         self.to_conversation(conversation, span, news, frame, everywhere, &mut batches);
                         continue;
                     }
-                    self.pulls.tails.pushed(conversation, place);
-                    let watchers = self.routes.watchers(&conversation).count;
-                    if watchers > 0 {
+                    // Asked once for a run of messages, not for each.
+                    let watched = match pushed {
+                        Some(run) if (run.conversation, run.gear) == (conversation, gear) => run.watched,
+                        _ => {
+                            self.tell_pushed(pushed);
+                            self.routes.watchers(&conversation).count
+                        }
+                    };
+                    pushed = Some(Pushed { conversation, gear, newest: place, watched });
+                    if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
-                        let pause_ms = pace::pause_ms(watchers, merge_ms);
+                        let pause_ms = pace::pause_ms(watched, merge_ms);
                         let held = Held { place, sender, is_direct: pause_ms == 0, payload };
                         pace.hold(now, conversation, pause_ms, held);
                     }
@@ -242,8 +250,15 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                 }
             }
         }
+        self.tell_pushed(pushed);
         self.take_due(now, pace, &mut buffer, everywhere, &mut batches);
         (batches, heard)
+    }
+
+    fn tell_pushed(&self, pushed: Option<Pushed>) {
+        if let Some(Pushed { conversation, gear, newest, .. }) = pushed {
+            self.pulls.tails.pushed(conversation, newest, gear);
+        }
     }
 
     /// Frames what has waited long enough: a message that is alone as it is, those of a moment together.
@@ -306,6 +321,16 @@ fn joined(run: &[Held]) -> BytesMut {
         out.extend_from_slice(&held.payload);
     }
     out
+}
+
+/// The latest run of messages of one room or lobby in a batch.
+#[derive(Clone, Copy)]
+struct Pushed {
+    conversation: ConversationId,
+    gear: Gear,
+    newest: Place,
+    /// Connections here that get it.
+    watched: u32,
 }
 
 /// Whether a consumer has others before it, whose pushes may be lost.

@@ -74,8 +74,8 @@ struct Member {
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
     ground: Ground,
-    /// Up to when pulls are paid for; see [`Session::charge_pull`].
-    pulls_paid_to: Millis,
+    /// Up to when the pulls of a conversation are paid for; see [`Session::charge_pull`]. Those that are over are dropped.
+    pulls_paid_to: Vec<(ConversationId, Millis)>,
 }
 
 /// A change of what a connection is told about; the shard's index follows it.
@@ -241,7 +241,7 @@ impl Session {
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
             ground: identity.ground,
-            pulls_paid_to: Millis(0),
+            pulls_paid_to: Vec::new(),
         }));
         true
     }
@@ -287,21 +287,31 @@ impl Session {
         }
     }
 
-    /// A pull is about to be answered from memory; a client does so once per `spread`. Says how long it has to wait if it
-    /// comes too early.
+    /// A pull is about to be answered from memory; a client does so once per `spread` and conversation. Says how long it has
+    /// to wait if it comes too early.
     ///
     /// # Errors
     /// The wait.
-    pub fn charge_pull(&mut self, now: Millis, spread: Duration) -> Result<(), Duration> {
+    pub fn charge_pull(&mut self, now: Millis, conversation: ConversationId, spread: Duration) -> Result<(), Duration> {
         /// Spreads that may be used at once: a first look, and a gear that changes.
         const BURST: u64 = 2;
+        /// Storms that one client follows at once; twice the lobbies it may watch.
+        const STORMS_MAX: usize = 32;
         let State::Ready(member) = &mut self.state else { return Ok(()) };
         let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX / 8);
-        let paid_to = member.pulls_paid_to.0.max(now.0);
-        if paid_to - now.0 > BURST * spread_ms {
-            return Err(Duration::from_millis(paid_to - now.0 - BURST * spread_ms));
+        member.pulls_paid_to.retain(|(_, paid_to)| *paid_to > now);
+        let paid = member.pulls_paid_to.iter_mut().find(|(known, _)| *known == conversation);
+        let Some((_, paid_to)) = paid else {
+            if member.pulls_paid_to.len() >= STORMS_MAX {
+                return Err(spread);
+            }
+            member.pulls_paid_to.push((conversation, Millis(now.0 + spread_ms)));
+            return Ok(());
+        };
+        if paid_to.0 - now.0 > BURST * spread_ms {
+            return Err(Duration::from_millis(paid_to.0 - now.0 - BURST * spread_ms));
         }
-        member.pulls_paid_to = Millis(paid_to + spread_ms);
+        paid_to.0 += spread_ms;
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use tidegate_proto::v1::{self, Gear};
 use tokio::sync::Notify;
 
 use super::rules::{StormRule, StormRules};
-use super::tail::{Tail, ToJson};
+use super::tail::{Life, LiveTail, Tail, ToJson};
 use crate::clock::Clock;
 use crate::delivery::{Encoded, Mailboxes, News, Recipients, ShardInput};
 use crate::ids::{ConversationId, Millis, Place, Seq};
@@ -29,8 +29,11 @@ use crate::meter;
 use crate::ports::{Archive as _, Backend, HotStore as _, Page, PortError, PortResult};
 use crate::push::routes::Routes;
 
-/// Conversations with a tail; more are answered, but not remembered.
+/// Conversations with a tail.
 const SLOTS_MAX: usize = 4096;
+
+/// Those that are only pulled must leave room for those that are watched; more are answered, but not remembered.
+const PULLED_SLOTS_MAX: usize = SLOTS_MAX / 2;
 
 /// How long a tail nobody asks for is kept.
 const IDLE_MS: u64 = 60_000;
@@ -64,7 +67,8 @@ struct Slot {
 #[derive(Default)]
 struct State {
     tail: Option<Arc<Tail>>,
-    is_signal: bool,
+    /// While the conversation is in signal gear: the life of what shards are given.
+    storm: Option<Life>,
     /// The newest message this gateway has heard of.
     heard: Option<Place>,
     /// Something may have been missed: what is known has to be fetched anew.
@@ -100,9 +104,9 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
     /// The lobby cache holds messages up to `latest`.
     pub fn noticed(&self, conversation: ConversationId, latest: Place, spread_ms: u32) {
         let is_watched = self.routes.watchers(&conversation).count > 0;
-        let Some(slot) = self.slot(conversation, is_watched) else { return };
+        let Some(slot) = self.slot(conversation, if is_watched { SLOTS_MAX } else { 0 }) else { return };
         let mut state = slot.lock();
-        state.is_signal = true;
+        state.storm.get_or_insert_default();
         state.spread_ms = spread_ms;
         state.noticed = state.noticed.max(Some(latest));
         state.hear(latest, self.clock.now());
@@ -111,20 +115,22 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
 
     /// The conversation travels in another gear from `from` on.
     pub fn shifted(&self, conversation: ConversationId, gear: Gear, from: Place) {
-        let Some(slot) = self.slot(conversation, false) else { return };
+        let Some(slot) = self.slot(conversation, 0) else { return };
         let mut state = slot.lock();
-        state.is_signal = gear == Gear::Signal;
-        if !state.is_signal {
+        state.is_in(gear);
+        if gear != Gear::Signal {
             // Those who are told of this pull once more.
             state.told = state.told.max(state.noticed);
         }
         state.hear(Place { seq: Seq(from.seq.0.saturating_sub(1)), ..from }, self.clock.now());
     }
 
-    /// A message was pushed.
-    pub fn pushed(&self, conversation: ConversationId, place: Place) {
-        if let Some(slot) = self.slot(conversation, false) {
-            slot.lock().hear(place, self.clock.now());
+    /// A message was pushed, in a gear.
+    pub fn pushed(&self, conversation: ConversationId, place: Place, gear: Gear) {
+        if let Some(slot) = self.slot(conversation, 0) {
+            let mut state = slot.lock();
+            state.is_in(gear);
+            state.hear(place, self.clock.now());
         }
     }
 
@@ -138,7 +144,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
 
     /// The tail, if nothing newer is known: no store is asked, and nobody is waited for.
     pub fn known(&self, conversation: ConversationId) -> Option<Arc<Tail>> {
-        let slot = self.slot(conversation, false)?;
+        let slot = self.slot(conversation, 0)?;
         let now = self.clock.now();
         let mut state = slot.lock();
         let tail = state.fresh_tail(&slot.rule, now)?;
@@ -151,7 +157,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
     /// # Errors
     /// The store's, if there is nothing in memory either.
     pub async fn newest(&self, conversation: ConversationId) -> PortResult<Arc<Tail>> {
-        let slot = self.slot(conversation, true).unwrap_or_else(|| Arc::new(self.new_slot(conversation)));
+        let slot = self.slot(conversation, PULLED_SLOTS_MAX).unwrap_or_else(|| Arc::new(self.new_slot(conversation)));
         slot.lock().asked_at = self.clock.now();
         self.fetch(&slot).await
     }
@@ -172,7 +178,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 return state.tail.clone().ok_or_else(|| away("it did not answer a moment ago"));
             }
             state.is_doubtful = false;
-            (state.tail.clone(), state.is_signal)
+            (state.tail.clone(), state.storm.is_some())
         };
         metrics::counter!(meter::PULL_FETCHES).increment(1);
         let fetched = self.ask_stores(slot, known.as_deref(), is_signal).await;
@@ -257,7 +263,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
                 self.slots().remove(&conversation);
                 return None;
             }
-            if watchers.count == 0 || (!state.is_signal && !state.owes_notice()) {
+            if watchers.count == 0 || (state.storm.is_none() && !state.owes_notice()) {
                 return Some(Millis(now.0 + IDLE_MS));
             }
             state.tail.clone()
@@ -269,7 +275,7 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         let is_new = before.is_none_or(|before| before.latest() != tail.latest());
         let mut notice = None;
         let mut next = Millis(now.0 + look_ms(&slot.rule));
-        {
+        let storm = {
             let mut state = slot.lock();
             if state.is_behind(&tail) {
                 // A store is away. Nobody is told of what cannot be pulled.
@@ -289,10 +295,14 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
             } else {
                 next = next.min(Millis(tell_at));
             }
-        }
+            state.storm.clone()
+        };
         if is_new || notice.is_some() {
+            // In another gear than signal the messages since are pushed, and a shard's tail would stay what it is.
+            let live = storm.map(|life| LiveTail { tail: Arc::clone(&tail), life });
             for shard in watchers.shards.iter() {
-                let mut batch = vec![ShardInput::Tail { conversation, tail: Some(Arc::clone(&tail)) }];
+                let mut batch = Vec::new();
+                batch.extend(live.clone().map(|tail| ShardInput::Tail { conversation, tail: Some(tail) }));
                 batch.extend(notice.clone().map(|frame| ShardInput::Deliver {
                     recipients: Recipients::Conversation(conversation),
                     span: None,
@@ -305,13 +315,13 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
         Some(next)
     }
 
-    /// The conversation's slot; one that is not there is made if it is wanted and there is room.
-    fn slot(&self, conversation: ConversationId, is_wanted: bool) -> Option<Arc<Slot>> {
+    /// The conversation's slot; one that is not there is made if there are fewer than `below`.
+    fn slot(&self, conversation: ConversationId, below: usize) -> Option<Arc<Slot>> {
         let mut slots = self.slots();
         if let Some(slot) = slots.get(&conversation) {
             return Some(Arc::clone(slot));
         }
-        if !is_wanted || slots.len() >= SLOTS_MAX {
+        if slots.len() >= below {
             return None;
         }
         let slot = Arc::new(self.new_slot(conversation));
@@ -353,11 +363,20 @@ impl State {
         self.heard_at = now;
     }
 
+    /// A storm is over as soon as the gear is another.
+    fn is_in(&mut self, gear: Gear) {
+        if gear == Gear::Signal {
+            self.storm.get_or_insert_default();
+        } else if let Some(life) = self.storm.take() {
+            life.end();
+        }
+    }
+
     /// The tail, if nothing is known that is not in it.
     fn fresh_tail(&self, rule: &StormRule, now: Millis) -> Option<Arc<Tail>> {
         let tail = self.tail.as_ref()?;
         // While the storm goes on there is more in the cache than the last notice said.
-        let goes_on = self.is_signal && now.0.saturating_sub(self.heard_at.0) <= 2 * notice_ms(rule);
+        let goes_on = self.storm.is_some() && now.0.saturating_sub(self.heard_at.0) <= 2 * notice_ms(rule);
         let is_due = goes_on && now.0.saturating_sub(self.fetched_at.0) >= look_ms(rule);
         (!self.is_behind(tail) && !is_due).then(|| Arc::clone(tail))
     }
@@ -382,3 +401,6 @@ fn look_ms(rule: &StormRule) -> u64 {
 fn away(detail: &str) -> PortError {
     PortError::Unavailable { service: "the lobby cache", detail: detail.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

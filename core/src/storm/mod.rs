@@ -15,10 +15,12 @@ pub mod pulls;
 mod rate;
 pub mod rules;
 pub mod tail;
+#[cfg(test)]
+mod testing;
 
 pub use gearbox::{Gearbox, Shift};
 pub use keeper::TailKeeper;
 pub use pages::Pages;
 pub use pulls::{Pulled, Pulls};
 pub use rules::{StormRule, StormRules};
-pub use tail::{Format, Tag, Tail};
+pub use tail::{Format, Life, LiveTail, Tag, Tail};

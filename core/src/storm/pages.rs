@@ -118,7 +118,8 @@ impl<B: Backend, C: Clock> Pages<B, C> {
         let tag = Tag {
             epoch: page.epoch,
             first: page.chunks.get(at).map_or(after.seq, |chunk| chunk.first()),
-            latest: to,
+            to,
+            latest: page.latest,
             is_partial: more,
         };
         Ok(Filled { body, epoch: page.epoch, tag })
@@ -170,27 +171,42 @@ impl Page {
     }
 }
 
+/// What a page costs besides its messages, also one that could not be read.
+const REST_BYTES: usize = 512;
+
 impl Kept {
     fn slot(&mut self, key: Key) -> Arc<Slot> {
         self.uses += 1;
         let used = self.uses;
-        let kept = self.slots.entry(key).or_insert_with(|| Entry { slot: Arc::default(), used, bytes: 0 });
+        let bytes = &mut self.bytes;
+        let kept = self.slots.entry(key).or_insert_with(|| {
+            *bytes += REST_BYTES;
+            Entry { slot: Arc::default(), used, bytes: REST_BYTES }
+        });
         self.used.remove(&kept.used);
         kept.used = used;
         self.used.insert(used, key);
-        Arc::clone(&kept.slot)
+        let slot = Arc::clone(&kept.slot);
+        self.trim();
+        slot
     }
 
     fn weigh(&mut self, key: Key, bytes: usize) {
-        /// What a page costs besides its messages, and its answers in other formats beside the messages.
-        const REST: usize = 512;
         if let Some(kept) = self.slots.get_mut(&key) {
-            self.bytes -= std::mem::replace(&mut kept.bytes, 3 * bytes + REST);
+            // Its answers in other formats beside the messages.
+            self.bytes -= std::mem::replace(&mut kept.bytes, 3 * bytes + REST_BYTES);
             self.bytes += kept.bytes;
         }
+        self.trim();
+    }
+
+    fn trim(&mut self) {
         while self.bytes > PAGES_BYTES_MAX && self.slots.len() > 1 {
             let Some((_, key)) = self.used.pop_first() else { return };
             self.bytes -= self.slots.remove(&key).map_or(0, |kept| kept.bytes);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

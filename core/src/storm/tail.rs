@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -101,14 +102,16 @@ pub(super) struct Heading {
 pub struct Tag {
     pub(super) epoch: Epoch,
     pub(super) first: Seq,
+    pub(super) to: Seq,
     pub(super) latest: Seq,
     pub(super) is_partial: bool,
 }
 
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { epoch, first, latest, is_partial } = self;
-        write!(f, "{:x}.{:x}.{:x}{}", epoch.0, first.0, latest.0, if *is_partial { "p" } else { "" })
+        let Self { epoch, first, to, latest, is_partial } = self;
+        let partial = if *is_partial { "p" } else { "" };
+        write!(f, "{:x}.{:x}.{:x}.{:x}{partial}", epoch.0, first.0, to.0, latest.0)
     }
 }
 
@@ -122,6 +125,32 @@ pub struct Tail {
     chunks: VecDeque<Arc<Chunk>>,
     /// By where they begin: behind a gap, at each chunk, and nothing at all.
     answers: Answers,
+}
+
+/// A tail as shards hold it: what they are told of the gear may be overtaken by a tail that was fetched before, therefore
+/// it lives no longer than the storm.
+#[derive(Clone, Debug)]
+pub struct LiveTail {
+    /// What pulls are answered with.
+    pub tail: Arc<Tail>,
+    /// Until when.
+    pub life: Life,
+}
+
+/// A conversation's time in signal gear, shared by all that must not outlive it.
+#[derive(Clone, Debug, Default)]
+pub struct Life(Arc<AtomicBool>);
+
+impl Life {
+    /// Whether the gear is another now.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 impl Tail {
@@ -210,7 +239,7 @@ impl Tail {
     #[must_use]
     pub fn tag(&self, number: usize) -> Tag {
         let first = self.chunks.get(number.saturating_sub(1)).map_or(Seq(0), |chunk| chunk.first);
-        Tag { epoch: self.epoch, first, latest: self.latest, is_partial: number == 0 }
+        Tag { epoch: self.epoch, first, to: self.latest, latest: self.latest, is_partial: number == 0 }
     }
 }
 

@@ -170,7 +170,7 @@ impl Connection {
         }
     }
 
-    /// Whoever is refused gets nothing that was held back for the login reply.
+    /// Whoever is refused, or replaced before, gets nothing that was held back for the login reply.
     fn drop_pushes(&mut self) {
         self.outbox.retain(|frame| frame[0] < Kind::Message as u8);
         self.outbox_bytes = self.outbox.iter().map(Bytes::len).sum();
@@ -375,8 +375,11 @@ impl State {
                 let is_it = |slot: &Slot| self.connections[slot].session.attachment() == Some(attachment);
                 if let Some(slot) = slots.into_iter().find(is_it) {
                     self.sim.count("device taken over");
-                    let session = &mut self.connections.get_mut(&slot).expect("in the index").session;
-                    session.handle_end(CloseCode::Replaced, "", &mut self.actions);
+                    let connection = self.connections.get_mut(&slot).expect("in the index");
+                    if connection.session.holds_pushes() {
+                        connection.drop_pushes();
+                    }
+                    connection.session.handle_end(CloseCode::Replaced, "", &mut self.actions);
                     self.apply_actions(slot);
                 }
             }

@@ -51,7 +51,7 @@ pub fn play(seed: u64, is_traced: bool) -> Outcome {
     let is_faulty = Arc::new(AtomicBool::new(true));
     let ids: Vec<GatewayId> = ["gw-a", "gw-b"][..faults.gateways].iter().map(|id| id.parse().unwrap()).collect();
     // Low, so that they are met.
-    let limits = Limits { user: Limit::per_second(4, 2), conversation: Limit::per_second(20, 4) };
+    let limits = Limits { user: Limit::per_second(40, 3), conversation: Limit::per_second(200, 6) };
     let backends = Backends {
         shared: Shared { sim: sim.clone(), faults: Arc::clone(&faults), is_faulty, ledger: Arc::clone(&ledger) },
         spawner: spawner.clone(),

@@ -13,7 +13,6 @@ mod reading;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
@@ -23,7 +22,7 @@ use tidegate_core::ids::ConversationId;
 use tidegate_core::meter;
 use tidegate_core::ports::PresenceChange;
 use tidegate_core::session::{Actions, Departed, Interest, SessionContext};
-use tidegate_core::storm::Tail;
+use tidegate_core::storm::LiveTail;
 use tidegate_proto::v1::{CloseCode, Code};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
@@ -49,7 +48,7 @@ pub struct State {
     generation: u32,
     index: Index,
     /// What pulls of conversations in signal gear are answered with.
-    tails: FxHashMap<ConversationId, Arc<Tail>>,
+    tails: FxHashMap<ConversationId, LiveTail>,
     wheel: Wheel<(Slot, u32)>,
     read_buffer: BytesMut,
     actions: Actions,

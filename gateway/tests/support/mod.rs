@@ -5,6 +5,7 @@
 
 pub mod process;
 pub mod servers;
+pub mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,9 +29,37 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_util::codec::Framed;
 
-/// Runs scenarios on the embedded backends, and on services where the test run has started them.
+/// Runs scenarios on the embedded backends, and on services where the test run has started them. With settings, each has a
+/// database of its own there, so that sequences begin at 1.
 #[allow(unused_macros, reason = "every test file uses a part of this module")]
 macro_rules! on_every_backend {
+    (with $settings:expr; $($scenario:ident),* $(,)?) => {
+        mod on_embedded {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let world = super::support::embedded($settings);
+                    super::$scenario(&world).await;
+                    world.gateway.stop().await;
+                }
+            )*
+        }
+
+        mod on_services {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() {
+                    let Some(services) = super::support::Cluster::with_a_database().await else {
+                        return;
+                    };
+                    let world = services.gateway_with("gw-one", $settings).await;
+                    super::$scenario(&world).await;
+                    world.gateway.stop().await;
+                    services.drop_database().await;
+                }
+            )*
+        }
+    };
     ($($scenario:ident),* $(,)?) => {
         mod on_embedded {
             $(

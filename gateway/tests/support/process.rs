@@ -88,7 +88,7 @@ impl Process {
         self.request_as("", method, path, body).await
     }
 
-    /// As [`Process::request`], as somebody who is logged in.
+    /// As [`Process::request`], as somebody who is logged in. Answers that can be JSON are.
     pub async fn request_as(
         &self,
         token: &str,
@@ -100,7 +100,8 @@ impl Process {
             let mut stream = TcpStream::connect(self.http).await?;
             let body = body.map_or_else(String::new, |body| body.to_string());
             let head = format!(
-                "{method} {path} HTTP/1.1\r\nhost: test\r\nsatoken: {token}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                "{method} {path} HTTP/1.1\r\nhost: test\r\nsatoken: {token}\r\nconnection: close\r\n\
+                 accept: application/json\r\ncontent-type: application/json\r\n\
                  content-length: {}\r\n\r\n",
                 body.len()
             );

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tidegate_core::clock::Clock as _;
 use tidegate_core::delivery::{Ask, Pull, Request, Ticket};
 use tidegate_core::ids::ConversationId;
-use tidegate_core::storm::{Format, Tail};
+use tidegate_core::storm::{Format, LiveTail};
 use tidegate_proto::v1::Code;
 use tidegate_proto::{HEAD_BYTES, Kind, frame, websocket};
 
@@ -20,10 +20,12 @@ use crate::shard::index::Slot;
 
 impl State {
     /// What pulls of the conversation are answered with from now on.
-    pub(super) fn set_tail(&mut self, conversation: ConversationId, tail: Option<Arc<Tail>>) {
+    pub(super) fn set_tail(&mut self, conversation: ConversationId, tail: Option<LiveTail>) {
         match tail {
             // The last of those who watched may be gone by now.
-            Some(tail) if self.index.has(&conversation) => drop(self.tails.insert(conversation, tail)),
+            Some(held) if self.index.has(&conversation) && !held.life.is_over() => {
+                drop(self.tails.insert(conversation, held))
+            }
             Some(_) => {}
             None => drop(self.tails.remove(&conversation)),
         }
@@ -31,13 +33,13 @@ impl State {
 
     /// A session asks.
     pub(super) fn pull(&mut self, slot: Slot, ticket: Ticket, pull: Pull) {
-        let tail = self.tails.get(&pull.conversation).filter(|_| pull.before.is_none());
-        let Some(tail) = tail.cloned() else {
+        let held = self.tails.get(&pull.conversation).filter(|held| pull.before.is_none() && !held.life.is_over());
+        let Some(tail) = held.map(|held| Arc::clone(&held.tail)) else {
             self.actions.requests.push_back(Request { ticket, ask: Ask::Pull(pull) });
             return;
         };
         let session = &mut self.connections[slot as usize].session;
-        if let Err(wait) = session.charge_pull(SystemClock.now(), tail.rule().spread) {
+        if let Err(wait) = session.charge_pull(SystemClock.now(), pull.conversation, tail.rule().spread) {
             session.handle_pulled();
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
             let text = "one pull for each spread_ms is enough";
