@@ -37,7 +37,7 @@ pub const STORM_NOTICES: &str = "tidegate_storm_notices_total";
 pub const STORM_CACHED: &str = "tidegate_storm_cached_messages_total";
 /// Times that what is to be pulled was fetched from the lobby cache or the archive.
 pub const PULL_FETCHES: &str = "tidegate_pull_fetches_total";
-/// Pulls answered by the shards from memory, and others, by `from`: `shard` or `reception`.
+/// Pulls answered, by `from`: by the shards from memory (`shard`), over HTTP from memory (`http`), or otherwise (`reception`).
 pub const PULL_ANSWERS: &str = "tidegate_pull_answers_total";
 /// Events the push engine took.
 pub const PUSH_EVENTS: &str = "tidegate_push_events_total";

@@ -18,6 +18,7 @@ mod pacer;
 mod places;
 mod process;
 mod progress;
+mod pull;
 mod report;
 mod scenario;
 mod setup;
@@ -69,6 +70,14 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         report.publish(options.json.as_deref())?;
         return Ok(report.verdict);
     }
+    if let Command::Pull { options } = command {
+        check_file_limit(u64::from(options.connections.max(options.own_connections)))?;
+        // Leaving at once would leave the servers.
+        stop_on_signals(|| eprintln!("stopping what was started; this takes some seconds"))?;
+        let report = Report::new(vec![ScenarioResult::Pull(Box::new(pull::run(options, &STOP)?))]);
+        report.publish(options.common.json.as_deref())?;
+        return Ok(report.verdict);
+    }
     let (common, connections) = match command {
         Command::Private { common, pairs, .. } => (common, 2 * u64::from(*pairs)),
         Command::Room { common, rooms, members, .. } => (common, u64::from(*rooms) * u64::from(*members)),
@@ -78,7 +87,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
             options.ramp()?;
             (&options.common, u64::from(options.connections) + 64 * u64::from(options.http_connections))
         }
-        Command::Chaos { .. } => unreachable!("it has returned"),
+        Command::Chaos { .. } | Command::Pull { .. } => unreachable!("it has returned"),
     };
     check_file_limit(connections)?;
     stop_on_signals(|| std::process::exit(130))?;
@@ -141,7 +150,7 @@ fn play(command: &Command, stage: &Stage<'_>) -> anyhow::Result<Vec<ScenarioResu
             results
         }
         Command::LobbyStorm { options } => vec![ScenarioResult::Storm(Box::new(storm::run(stage, options)?))],
-        Command::Chaos { .. } => unreachable!("it has no gateway that runs already"),
+        Command::Chaos { .. } | Command::Pull { .. } => unreachable!("it has no gateway that runs already"),
     })
 }
 

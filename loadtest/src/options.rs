@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::chaos::ChaosOptions;
+use crate::pull::options::PullOptions;
 use crate::storm::StormOptions;
 use crate::wire::STAMP_BYTES;
 
@@ -31,6 +32,9 @@ Examples:
 
   # A lobby of ten thousand, from 1 to 5,000 messages a second and back; a report to open in a browser
   tidegate-loadtest lobby-storm --start-gateway --html storm.html
+
+  # How fast is a storm's lobby pulled, compared with nginx?
+  tidegate-loadtest pull --start-gateway
 
   # Kill, hang and restart gateways and services under traffic; is anything lost?
   tidegate-loadtest chaos --duration 60s --seed 7
@@ -110,6 +114,11 @@ pub enum Command {
     Chaos {
         #[command(flatten)]
         options: ChaosOptions,
+    },
+    /// Pull what is newest in a lobby's storm as fast as it goes, and compare with nginx serving a static file
+    Pull {
+        #[command(flatten)]
+        options: PullOptions,
     },
 }
 

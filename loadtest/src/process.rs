@@ -28,6 +28,18 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
     Some(ticks as f64 / 100.0)
 }
 
+/// The processes a process has started and not yet buried.
+pub fn children(pid: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers.filter(|child| parent(*child) == Some(pid)).collect()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Resident memory now and at its highest, in bytes.
 pub fn rss_bytes(pid: u32) -> Option<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -121,5 +133,7 @@ mod tests {
         assert!(memory.rss_bytes >= memory.uss_bytes && memory.uss_bytes > 0);
         assert!(tcp_memory_bytes().is_some() && busy_seconds().is_some() && slab_bytes().is_some());
         assert!(Host::here().cores > 0);
+        let parent = std::os::unix::process::parent_id();
+        assert!(children(parent).contains(&pid));
     }
 }

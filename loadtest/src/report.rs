@@ -11,6 +11,7 @@ use crate::chaos::{self, ChaosResult};
 use crate::finding::Findings;
 use crate::judge::Counts;
 use crate::process::{Host, Memory};
+use crate::pull::report::{self as pull, PullResult};
 use crate::storm::{self, StormResult};
 use crate::tally::{TimesSummary, Whole};
 
@@ -82,6 +83,8 @@ pub enum ScenarioResult {
     Chaos(Box<ChaosResult>),
     /// A lobby through its gears.
     Storm(Box<StormResult>),
+    /// Pulls as fast as they go.
+    Pull(Box<PullResult>),
 }
 
 impl ScenarioResult {
@@ -92,6 +95,7 @@ impl ScenarioResult {
             Self::Idle(result) => result.verdict,
             Self::Chaos(result) => result.verdict,
             Self::Storm(result) => result.verdict,
+            Self::Pull(result) => result.verdict,
         }
     }
 }
@@ -238,6 +242,7 @@ impl Report {
                 ScenarioResult::Idle(result) => idle_table(&mut out, result),
                 ScenarioResult::Chaos(result) => chaos::table(&mut out, result),
                 ScenarioResult::Storm(result) => storm::table(&mut out, result),
+                ScenarioResult::Pull(result) => pull::table(&mut out, result),
             };
         }
         out

@@ -142,6 +142,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> TailKeeper<B, M, C> {
 
     // ---- what pulls ask
 
+    /// The tail, if nothing newer is known: no store is asked, and nobody is waited for.
+    pub fn known(&self, conversation: ConversationId) -> Option<Arc<Tail>> {
+        let slot = self.slot(conversation, 0)?;
+        let now = self.clock.now();
+        let mut state = slot.lock();
+        let tail = state.fresh_tail(&slot.rule, now)?;
+        state.asked_at = now;
+        Some(tail)
+    }
+
     /// The tail with everything this gateway has heard of.
     ///
     /// # Errors

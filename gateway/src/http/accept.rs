@@ -1,6 +1,6 @@
 //! The accept loop: one HTTP/1 connection after another, none of which may hold up the others.
 //!
-//! In go a listening socket and the router, out come connections served until they or the process end. Must always hold:
+//! In go a listening socket, the router and the shortcut ahead of it, out come connections served until they or the process end. Must always hold:
 //! the loop itself never waits for a peer; connections are bounded in number, and each in the time it may take over
 //! headers, bodies and reading its answers; running out of files delays accepting and never ends it.
 
@@ -12,9 +12,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use futures_util::future::{self, TryFutureExt as _};
+use http_body_util::Either;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_core::ports::Backend;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -22,6 +26,7 @@ use tower::ServiceExt as _;
 
 use super::Life;
 use super::bounds::{ACCEPT_BACKOFF, Bounds, HEADER_BYTES_MAX, HEADERS_MAX};
+use super::shortcut::Shortcut;
 use crate::telemetry;
 
 /// Who is at the other end of a connection.
@@ -35,7 +40,13 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n
     \"detail\":\"too many connections\",\"code\":\"overloaded\",\"retry_after_ms\":1000}";
 
 /// Serves until `life` is [`Life::Ending`], then lets requests under way end within their bound.
-pub(super) async fn run(listener: TcpListener, router: Router, bounds: Bounds, life: watch::Receiver<Life>) {
+pub(super) async fn run<B: Backend>(
+    listener: TcpListener,
+    router: Router,
+    shortcut: Arc<Shortcut<B>>,
+    bounds: Bounds,
+    life: watch::Receiver<Life>,
+) {
     let slots = Arc::new(Semaphore::new(bounds.connections_max));
     let mut connections = JoinSet::new();
     let mut ending = pin!(ended(life.clone()));
@@ -49,7 +60,8 @@ pub(super) async fn run(listener: TcpListener, router: Router, bounds: Bounds, l
                     failing = false;
                     match Arc::clone(&slots).try_acquire_owned() {
                         Ok(slot) => {
-                            let connection = serve(stream, PeerAddr(peer), router.clone(), bounds, life.clone(), slot);
+                            let (router, shortcut) = (router.clone(), Arc::clone(&shortcut));
+                            let connection = serve(stream, PeerAddr(peer), router, shortcut, bounds, life.clone(), slot);
                             connections.spawn(connection);
                         }
                         Err(_) => turn_away(stream),
@@ -76,10 +88,11 @@ pub(super) async fn run(listener: TcpListener, router: Router, bounds: Bounds, l
 }
 
 /// One connection, up to its end or its upgrade.
-async fn serve(
+async fn serve<B: Backend>(
     stream: TcpStream,
     peer: PeerAddr,
     router: Router,
+    shortcut: Arc<Shortcut<B>>,
     bounds: Bounds,
     life: watch::Receiver<Life>,
     _slot: OwnedSemaphorePermit,
@@ -88,10 +101,13 @@ async fn serve(
     let socket = socket2::SockRef::from(&stream);
     // A socket that takes no options is about to fail anyway.
     let _ = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(bounds.write_timeout)));
-    let answer = service_fn(|request: Request<hyper::body::Incoming>| {
+    let answer = service_fn(|request: Request<Incoming>| {
+        if let Some(response) = shortcut.answer(&request) {
+            return future::Either::Left(future::ready(Ok(response.map(Either::Left))));
+        }
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
+        future::Either::Right(router.clone().oneshot(request).map_ok(|response| response.map(Either::Right)))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

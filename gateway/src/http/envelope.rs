@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
@@ -20,9 +20,9 @@ use crate::telemetry;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Outermost: wraps everything, unknown paths included.
+/// Outermost: wraps everything, unknown paths included, but what the shortcut answers.
 pub(super) async fn envelope(request: Request, next: Next, timeout: Duration) -> Response {
-    let id = request.headers().get(&REQUEST_ID).filter(|id| legal(id)).cloned().unwrap_or_else(fresh);
+    let id = request_id(request.headers());
     let span = tracing::info_span!(
         "http",
         request_id = id.to_str().unwrap_or_default(),
@@ -38,11 +38,20 @@ pub(super) async fn envelope(request: Request, next: Next, timeout: Duration) ->
             Problem::internal().into_response()
         }
     };
-    let headers = response.headers_mut();
+    seal(response.headers_mut(), id);
+    response
+}
+
+/// What the request calls itself, or a name of our own.
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    headers.get(&REQUEST_ID).filter(|id| legal(id)).cloned().unwrap_or_else(fresh)
+}
+
+/// Adds what every answer has.
+pub(super) fn seal(headers: &mut HeaderMap, id: HeaderValue) {
     headers.insert(REQUEST_ID.clone(), id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }
 
 /// Around one route: how long its answers take.

@@ -85,7 +85,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Token {
 }
 
 /// `Authorization` decides if it is there.
-fn token(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let token = match headers.get(AUTHORIZATION) {
         Some(value) => {
             let (scheme, token) = value.to_str().ok()?.split_once(' ')?;

@@ -15,6 +15,7 @@ mod password;
 mod problem;
 mod pull;
 mod room;
+mod shortcut;
 mod user;
 mod websocket;
 
@@ -48,6 +49,7 @@ pub use password::PasswordPool;
 pub use pull::{GatewayPulls, pull_reply_json};
 pub use websocket::{Busy, HandOff, PATH as WEBSOCKET_PATH, SUBPROTOCOL};
 
+use self::shortcut::Shortcut;
 use crate::clock::SystemClock;
 use crate::config::Config;
 
@@ -85,6 +87,9 @@ pub struct Setup<'a, B: Backend> {
     /// [`Bounds::default`], but in tests.
     pub bounds: Bounds,
 }
+
+/// Where what is newest in a lobby is pulled.
+const PULL_PATH: &str = "/api/v1/chat/pull/lobby";
 
 /// What handlers share.
 pub struct Api<B: Backend> {
@@ -124,9 +129,11 @@ pub async fn serve<B: Backend>(listener: std::net::TcpListener, setup: Setup<'_,
     let (bounds, life) = (setup.bounds, setup.life.clone());
     let (readiness, pinging) = health::Readiness::new(setup.parts.clone());
     let api = Api::new(setup, readiness).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    let router = router(Arc::new(api));
+    let api = Arc::new(api);
+    let shortcut = Arc::new(Shortcut::new(Arc::clone(&api)));
     tokio::select! {
-        () = accept::run(listener, router, bounds, life) => {}
+        () = accept::run(listener, router(api), Arc::clone(&shortcut), bounds, life) => {}
+        () = shortcut.report() => {}
         () = pinging => {}
     }
     Ok(())
@@ -194,7 +201,7 @@ fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         ("/api/v1/rooms/{id}/members", get(room::members)),
         ("/api/v1/conversations/private", post(chat::open_private)),
         ("/api/v1/chat/history", get(chat::history)),
-        ("/api/v1/chat/pull/lobby", get(pull::pull)),
+        (PULL_PATH, get(pull::pull)),
     ];
     for (path, methods) in routes {
         router =

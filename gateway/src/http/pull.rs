@@ -3,22 +3,25 @@
 //! In goes a place, out come bytes that are the same for everybody at it, made and compressed once. Always: a pull of what
 //! is in memory asks nobody, but now and then whose token it carries.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
     ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http_body_util::Full;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use tidegate_core::delivery::Pull;
 use tidegate_core::ids::{ConversationId, Epoch, Place, Seq, UserId};
 use tidegate_core::ports::Backend;
 use tidegate_core::services::{ServiceError, ServiceResult};
-use tidegate_core::storm::{Format, Pulls};
+use tidegate_core::storm::{Format, Pulled, Pulls};
 use tidegate_proto::v1;
 
 use super::Api;
@@ -51,14 +54,12 @@ pub(super) async fn pull<B: Backend>(
     Token(token): Token,
     headers: HeaderMap,
     QueryPart(query): QueryPart<PullQuery>,
-) -> Result<Response, Problem> {
+) -> Result<Response<Body>, Problem> {
     let conversation: ConversationId =
         query.lobby.parse().map_err(|_| query_invalid("lobby= is not a lobby's or room's id"))?;
     if let ConversationId::Private { .. } = conversation {
         return Err(query_invalid("private conversations are not pulled, ask for their history"));
     }
-    // Archives count in signed 64 bits.
-    let seq = |seq: u64| Seq(seq.min(i64::MAX as u64));
     let epoch = Epoch(query.epoch.unwrap_or_default());
     let after = query.after_seq.map(|after| Place { epoch, seq: seq(after) });
     let before = query.before_seq.filter(|before| *before > 0).map(seq);
@@ -69,24 +70,54 @@ pub(super) async fn pull<B: Backend>(
     api.chat.admit(user, conversation).await?;
     let format = format(&headers);
     let pulled = api.pulls.pull(Pull { conversation, after, before }, format).await.map_err(ServiceError::from)?;
-    let etag =
-        HeaderValue::from_str(&format!("\"{}{}\"", pulled.tag, suffix(format))).expect("hexadecimal and letters");
-    let shared = [(ETAG, etag.clone()), (VARY, VARIES), (CACHE_CONTROL, REVALIDATED)];
-    if headers.get(IF_NONE_MATCH).is_some_and(|known| names(known, &etag)) {
-        return Ok((StatusCode::NOT_MODIFIED, shared).into_response());
+    Ok(response(pulled, format, &headers).map(Body::new))
+}
+
+/// A sequence as clients name it: archives count in signed 64 bits.
+pub(super) fn seq(seq: u64) -> Seq {
+    Seq(seq.min(i64::MAX as u64))
+}
+
+/// The answer, or that the client has it already.
+pub(super) fn response(pulled: Pulled, format: Format, request: &HeaderMap) -> Response<Full<Bytes>> {
+    let etag = etag(&pulled, format);
+    let is_known = request.get(IF_NONE_MATCH).is_some_and(|known| names(known, &etag));
+    let mut headers = HeaderMap::with_capacity(HEADERS);
+    headers.insert(ETAG, etag);
+    headers.insert(VARY, VARIES);
+    headers.insert(CACHE_CONTROL, REVALIDATED);
+    if is_known {
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.headers_mut() = headers;
+        return response;
     }
-    let (content_type, encoding): (&str, Option<HeaderValue>) = match format {
+    let (content_type, encoding) = match format {
         Format::Protobuf => (PROTOBUF, None),
         Format::ProtobufGzip => (PROTOBUF, Some(GZIP)),
         Format::Json => (JSON, None),
         Format::JsonGzip => (JSON, Some(GZIP)),
     };
-    let content_type = [(CONTENT_TYPE, HeaderValue::from_static(content_type))];
-    let encoding: Option<[(HeaderName, HeaderValue); 1]> = encoding.map(|encoding| [(CONTENT_ENCODING, encoding)]);
-    let mut response = (shared, content_type, pulled.body).into_response();
-    response.headers_mut().extend(encoding.into_iter().flatten());
-    Ok(response)
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(encoding) = encoding {
+        headers.insert(CONTENT_ENCODING, encoding);
+    }
+    let mut response = Response::new(Full::new(pulled.body));
+    *response.headers_mut() = headers;
+    response
 }
+
+/// Names the bytes of an answer: bytes that differ need tags that differ.
+fn etag(pulled: &Pulled, format: Format) -> HeaderValue {
+    let mut etag = BytesMut::with_capacity(ETAG_BYTES);
+    write!(etag, "\"{}{}\"", pulled.tag, suffix(format)).expect("BytesMut grows");
+    HeaderValue::from_maybe_shared(etag.freeze()).expect("hexadecimal and letters")
+}
+
+/// Of an answer, those of the envelope included.
+const HEADERS: usize = 8;
+/// Three numbers and a suffix.
+const ETAG_BYTES: usize = 48;
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -96,7 +127,7 @@ const VARIES: HeaderValue = HeaderValue::from_static("accept, accept-encoding");
 const REVALIDATED: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// Protobuf unless JSON is asked for by name; compressed if that is taken.
-fn format(headers: &HeaderMap) -> Format {
+pub(super) fn format(headers: &HeaderMap) -> Format {
     let lists = |name: HeaderName, wanted: &str| {
         let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|item| {
@@ -113,7 +144,6 @@ fn format(headers: &HeaderMap) -> Format {
     }
 }
 
-/// Bytes that differ need tags that differ.
 fn suffix(format: Format) -> &'static str {
     match format {
         Format::Protobuf => "",
@@ -141,6 +171,13 @@ struct Known {
 }
 
 impl Tokens {
+    /// The holder, if the token was good a moment ago.
+    pub(super) fn known(&self, token: &str) -> Option<UserId> {
+        let key = key(token);
+        let now = Instant::now();
+        self.lock().holders.get(&key).filter(|(_, until)| *until > now).map(|(user, _)| *user)
+    }
+
     async fn holder<B: Backend>(&self, api: &Api<B>, token: &str) -> ServiceResult<UserId> {
         let key = key(token);
         let now = Instant::now();

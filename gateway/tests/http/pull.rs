@@ -150,6 +150,49 @@ fn each_form_of_the_answer_says_the_same_and_has_a_tag_of_its_own() {
 }
 
 #[test]
+fn an_answer_from_memory_is_the_routers_header_by_header() {
+    let _alone = alone();
+    let world = World::new();
+    let (_, token) = world.user("bob");
+    write(&world, "lobby_main", 1..=60);
+    let from_memory = || {
+        let text = world.get("/metrics", "").text;
+        let line = text.lines().find(|line| line.starts_with("tidegate_pull_answers_total{from=\"http\"}"));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+    };
+    let before = from_memory();
+    // What is escaped is left to the router.
+    let escaped = "/api/v1/chat/pull/lobby?lobby=lobby%5Fmain";
+    let (json_name, gzip) = (("accept", "application/json"), ("accept-encoding", "gzip"));
+    let (known, named) = (("if-none-match", "*"), ("x-request-id", "a-name"));
+    let mut plain_asked = 0;
+    for query in ["", "&after_seq=1", "&after_seq=58&epoch=77", "&after_seq=60"] {
+        for headers in [&[][..], &[json_name], &[gzip], &[json_name, gzip], &[known], &[named]] {
+            let of_router = ask(&world, &format!("{escaped}{query}"), &token, headers);
+            let of_memory = ask(&world, &format!("{PATH}{query}"), &token, headers);
+            plain_asked += 1;
+            let is_shared = |(name, _): &&(String, String)| name != "date" && name != "x-request-id";
+            let shared = |reply: &Reply| {
+                let mut shared: Vec<_> = reply.headers.iter().filter(is_shared).cloned().collect();
+                shared.sort();
+                shared
+            };
+            assert_eq!(of_memory.status, if headers == [known] { 304 } else { 200 });
+            assert_eq!(
+                (of_memory.status, shared(&of_memory), &of_memory.body),
+                (of_router.status, shared(&of_router), &of_router.body),
+                "{query} {headers:?}"
+            );
+            assert_eq!(of_memory.header("x-content-type-options"), Some("nosniff"));
+            let [memory_id, router_id] = [&of_memory, &of_router].map(|reply| reply.header("x-request-id").unwrap());
+            assert_eq!(memory_id == router_id, headers == [named], "{memory_id} and {router_id}");
+        }
+    }
+    eventually("they are told", || from_memory() >= before + plain_asked);
+    assert_eq!(from_memory(), before + plain_asked, "and those of the router are not among them");
+}
+
+#[test]
 fn who_has_the_answer_is_told_so_until_it_is_another() {
     let _alone = alone();
     let world = World::new();
