@@ -24,8 +24,8 @@ use crate::ids::{
 use crate::ports::{
     Archive, Backend, Beat, CacheRun, CacheSlice, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch,
     IngestConsumer, Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome,
-    PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
-    UnreadCount, User, Watermark,
+    PushConsumer, PushQueue, PushTarget, Room, Seeding, SequenceGrant, SequenceRun, Spend, Standing, Summary,
+    TokenState, UnreadCount, User, Watermark,
 };
 use crate::streams::OutStreams;
 use crate::twins::archive::MemoryArchive;
@@ -144,7 +144,7 @@ impl HotStore for Faulty<EmbeddedHotStore<Impatient>> {
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
-        seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
+        seed_unread(user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
         spend(spends: &[Spend]) -> Vec<u64>;
