@@ -117,7 +117,7 @@ impl<'a> Bench<'a> {
         let Self { options, nginx, file, speaking, .. } = self;
         speaking.end()?;
         let mut result = PullResult::of(options.clone(), nginx.version.clone(), file, rounds);
-        result.from_shard = own_pulls.from_shard();
+        result.from_shard = own_pulls.shard_share();
         (result.verdict, result.reasons) = report::judge(&result);
         Ok(result)
     }
@@ -183,7 +183,7 @@ impl PullCounts {
     }
 
     /// Shards tell what they counted once a second, so their share is rather more than this.
-    fn from_shard(self) -> Option<f64> {
+    fn shard_share(self) -> Option<f64> {
         let all = self.shard + self.reception;
         (all > 0.0).then(|| self.shard / all)
     }
