@@ -20,7 +20,7 @@ use crate::ids::{ConversationId, GatewayId, LobbyName, MessageId, Millis, Place,
 use crate::limits::INGEST_BATCH_MAX;
 use crate::ports::{
     AllowanceKey, Beat, CacheRun, CacheSlice, End, Filing, Holder, HotStore, IngestConsumer as _, Presence,
-    PresenceChange, PresenceOutcome, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    PresenceChange, PresenceOutcome, Seeding, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 use crate::twins::archive::MemoryArchive;
 use crate::twins::hot_store::EmbeddedHotStore;
@@ -77,7 +77,7 @@ impl HotStore for Allowances {
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
-        seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
+        seed_unread(user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
         put_token(token: &str, user: UserId, ttl: Duration) -> ();

@@ -24,8 +24,8 @@ use crate::ids::{
 use crate::ports::{
     Archive, Backend, Beat, CacheRun, CacheSlice, DeadLetter, DeliveryTag, End, Filing, HotStore, IngestBatch,
     IngestConsumer, Joined, Page, PersistBatch, PortError, PortResult, Presence, PresenceChange, PresenceOutcome,
-    PushConsumer, PushQueue, PushTarget, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary, TokenState,
-    UnreadCount, User, Watermark,
+    PushConsumer, PushQueue, PushTarget, Room, Seeding, SequenceGrant, SequenceRun, Spend, Standing, Summary,
+    TokenState, UnreadCount, User, Watermark,
 };
 use crate::storm::StormRules;
 use crate::streams::OutStreams;
@@ -188,7 +188,7 @@ impl<C: Clock> HotStore for Faulty<EmbeddedHotStore<C>> {
         beat() -> Beat;
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
-        seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
+        seed_unread(user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
         spend(spends: &[Spend]) -> Vec<u64>;

@@ -124,12 +124,17 @@ pub struct Filing {
     pub inbox: Vec<Bytes>,
 }
 
+/// The time in which the store remembers what is filed for a user until its counts are handed in. Never the same again, even
+/// if the store has lost everything meanwhile; logins that meet one under way share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeding(pub u64);
+
 /// A user's unread counts and inbox.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Conversations with at least one unread message. `None` if the store does not know this user's counts: they are
-    /// computed from the archive then and handed back by [`HotStore::seed_unread`].
-    pub unread: Option<Vec<(ConversationId, u32)>>,
+    /// Conversations with at least one unread message. `Err` if the store does not know this user's counts: they are
+    /// computed from the archive then and handed back by [`HotStore::seed_unread`], for this seeding.
+    pub unread: Result<Vec<(ConversationId, u32)>, Seeding>,
     /// Encoded `tidegate.v1.Message`s that arrived while the user was away, oldest first.
     pub inbox: Vec<Bytes>,
 }
@@ -278,14 +283,20 @@ pub trait HotStore: Send + Sync + 'static {
     /// [`PortError`].
     fn peek_inbox(&self, user: UserId, max: usize) -> impl Future<Output = PortResult<Vec<Bytes>>> + Send;
 
-    /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown. What was filed in the
-    /// meantime above `counted_to` is added. Stays without effect where the counts are known by now, since those of another
-    /// login came first; and where exactness cannot be proven, because the store lost its memory meanwhile or too much was
-    /// filed: the counts then remain unknown.
+    /// Sets the exact counts of a user after [`HotStore::take_summary`] said that they are unknown; `seeding` is what it named,
+    /// and the counts were made after it. What was filed in the meantime above `counted_to` is added. Stays without effect
+    /// where the counts are known by now, since those of another login came first; and where exactness cannot be proven,
+    /// because the store lost its memory meanwhile, even if another seeding has begun since, or too much was filed: the
+    /// counts then remain unknown.
     ///
     /// # Errors
     /// [`PortError`]; repeating is harmless.
-    fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> impl Future<Output = PortResult<()>> + Send;
+    fn seed_unread(
+        &self,
+        user: UserId,
+        seeding: Seeding,
+        counts: &[UnreadCount],
+    ) -> impl Future<Output = PortResult<()>> + Send;
 
     /// Replaces single counts after the user read; an entry of zero unread removes the conversation from the counts.
     /// What was filed above `counted_to` stays counted, and an entry older than what is known is ignored. Unknown counts

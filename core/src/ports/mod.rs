@@ -13,8 +13,8 @@ mod queues;
 pub use allowances::{AllowanceKey, Holder, Spend};
 pub use archive::{Archive, End, Joined, Page, PersistBatch, Room, Standing, User, Watermark, name_key};
 pub use hot_store::{
-    Beat, CacheRun, CacheSlice, Filing, Hold, HotStore, Presence, PresenceChange, PresenceOutcome, SequenceGrant,
-    SequenceRun, Summary, TokenState, UnreadCount,
+    Beat, CacheRun, CacheSlice, Filing, Hold, HotStore, Presence, PresenceChange, PresenceOutcome, Seeding,
+    SequenceGrant, SequenceRun, Summary, TokenState, UnreadCount,
 };
 pub use passwords::PasswordHasher;
 pub use queues::{

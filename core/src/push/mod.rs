@@ -167,14 +167,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                         continue;
                     }
                     // Asked once for a run of messages, not for each.
-                    let watched = match pushed {
-                        Some(run) if (run.conversation, run.gear) == (conversation, gear) => run.watched,
+                    let (newest, watched) = match pushed {
+                        Some(run) if (run.conversation, run.gear) == (conversation, gear) => {
+                            (run.newest.max(place), run.watched)
+                        }
                         _ => {
                             self.tell_pushed(pushed);
-                            self.routes.watchers(&conversation).count
+                            (place, self.routes.watchers(&conversation).count)
                         }
                     };
-                    pushed = Some(Pushed { conversation, gear, newest: place, watched });
+                    pushed = Some(Pushed { conversation, gear, newest, watched });
                     if watched > 0 {
                         let merge_ms = if gear == Gear::Merged { self.merge_ms(&conversation) } else { 0 };
                         let pause_ms = pace::pause_ms(watched, merge_ms);
@@ -212,9 +214,11 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
                     self.to_conversation(receipt.conversation, None, News::None, frame, everywhere, &mut batches);
                 }
                 PushEvent::Noticed { conversation, latest, spread_ms } => {
+                    self.tell_pushed(pushed.take());
                     self.pulls.tails.noticed(conversation, latest, spread_ms);
                 }
                 PushEvent::GearChanged { conversation, gear, from } => {
+                    self.tell_pushed(pushed.take());
                     self.pulls.tails.shifted(conversation, gear, from);
                     // What was held came before.
                     pace.hurry(now, &conversation);
@@ -311,6 +315,16 @@ impl<B: Backend, M: Mailboxes, C: Clock> PushEngine<B, M, C> {
     }
 }
 
+/// Messages of a room or lobby that follow each other, in one gear.
+#[derive(Clone, Copy)]
+struct Pushed {
+    conversation: ConversationId,
+    gear: Gear,
+    newest: Place,
+    /// How many watch it here.
+    watched: u32,
+}
+
 /// An encoded `Messages`: Protobuf lets a message be put together from its encoded parts.
 fn joined(run: &[Held]) -> BytesMut {
     const MESSAGES_TAG: u32 = 1;
@@ -321,16 +335,6 @@ fn joined(run: &[Held]) -> BytesMut {
         out.extend_from_slice(&held.payload);
     }
     out
-}
-
-/// The latest run of messages of one room or lobby in a batch.
-#[derive(Clone, Copy)]
-struct Pushed {
-    conversation: ConversationId,
-    gear: Gear,
-    newest: Place,
-    /// Connections here that get it.
-    watched: u32,
 }
 
 /// Whether a consumer has others before it, whose pushes may be lost.
@@ -351,3 +355,6 @@ fn payload_len(event: &PushEvent) -> usize {
         PushEvent::Marked(_) | PushEvent::Replaced { .. } | PushEvent::RoomChanged(_) => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use crate::limits;
 use crate::meter;
 use crate::ports::{
     Archive, Backend, End, Hold, HotStore, Page, PortError, PresenceChange, PresenceOutcome, PushQueue as _,
-    PushTarget, Standing, TokenState, UnreadCount, User, Watermark,
+    PushTarget, Seeding, Standing, TokenState, UnreadCount, User, Watermark,
 };
 use crate::queue::{Closed, Queue};
 use crate::storm::{Format, Pulls};
@@ -255,8 +255,8 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         // In this order: what is filed after the summary is remembered for the seed, what was before is in the archive.
         let summary = self.backend.hot().take_summary(user.id).await?;
         let standings = archive.standings(user.id, limits::POSITIONS_MAX).await?;
-        if summary.unread.is_none() {
-            self.seed_unread(user.id, &standings).await?;
+        if let Err(seeding) = summary.unread {
+            self.seed_unread(user.id, seeding, &standings).await?;
         }
         let greeting = &self.greeting;
         let mut reply = v1::LoginReply {
@@ -330,14 +330,14 @@ impl<B: Backend, M: Mailboxes, C: Clock, S: Fn() -> u64 + Send + Sync> Reception
         Ok(Some(out.freeze()))
     }
 
-    async fn seed_unread(&self, user: UserId, standings: &[Standing]) -> Result<(), Refusal> {
+    async fn seed_unread(&self, user: UserId, seeding: Seeding, standings: &[Standing]) -> Result<(), Refusal> {
         let count = |standing: &Standing| UnreadCount {
             conversation: standing.conversation,
             unread: standing.unread,
             counted_to: standing.last,
         };
         let counts: Vec<_> = standings.iter().map(count).collect();
-        Ok(self.backend.hot().seed_unread(user, &counts).await?)
+        Ok(self.backend.hot().seed_unread(user, seeding, &counts).await?)
     }
 
     async fn history(

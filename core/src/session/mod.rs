@@ -8,6 +8,7 @@
 //! for a conversation the user is not in.
 
 mod command;
+mod pulling;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,6 +24,9 @@ use crate::event::Membership;
 use crate::ids::{Attachment, ConversationId, GatewayId, LobbyName, Millis, RoomId, SessionId, UserId};
 use crate::limits;
 use crate::ports::Hold;
+
+pub use pulling::Brought;
+use pulling::Pulling;
 
 /// What every session of a gateway shares.
 #[derive(Clone, Debug)]
@@ -74,8 +78,7 @@ struct Member {
     changed_rooms: Vec<RoomId>,
     watching: Vec<LobbyName>,
     ground: Ground,
-    /// Up to when the pulls of a conversation are paid for; see [`Session::charge_pull`]. Those that are over are dropped.
-    pulls_paid_to: Vec<(ConversationId, Millis)>,
+    pulling: Pulling,
 }
 
 /// A change of what a connection is told about; the shard's index follows it.
@@ -241,7 +244,7 @@ impl Session {
             changed_rooms: Vec::new(),
             watching: identity.watch.clone(),
             ground: identity.ground,
-            pulls_paid_to: Vec::new(),
+            pulling: Pulling::default(),
         }));
         true
     }
@@ -287,32 +290,26 @@ impl Session {
         }
     }
 
-    /// A pull is about to be answered from memory; a client does so once per `spread` and conversation. Says how long it has
-    /// to wait if it comes too early.
+    /// A pull is about to be answered from memory.
     ///
     /// # Errors
-    /// The wait.
-    pub fn charge_pull(&mut self, now: Millis, conversation: ConversationId, spread: Duration) -> Result<(), Duration> {
-        /// Spreads that may be used at once: a first look, and a gear that changes.
-        const BURST: u64 = 2;
-        /// Storms that one client follows at once; twice the lobbies it may watch.
-        const STORMS_MAX: usize = 32;
+    /// How long the client has to wait, if it comes too early.
+    pub fn charge_pull(
+        &mut self,
+        now: Millis,
+        conversation: ConversationId,
+        spread: Duration,
+        brought: Brought,
+    ) -> Result<(), Duration> {
         let State::Ready(member) = &mut self.state else { return Ok(()) };
-        let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX / 8);
-        member.pulls_paid_to.retain(|(_, paid_to)| *paid_to > now);
-        let paid = member.pulls_paid_to.iter_mut().find(|(known, _)| *known == conversation);
-        let Some((_, paid_to)) = paid else {
-            if member.pulls_paid_to.len() >= STORMS_MAX {
-                return Err(spread);
-            }
-            member.pulls_paid_to.push((conversation, Millis(now.0 + spread_ms)));
-            return Ok(());
-        };
-        if paid_to.0 - now.0 > BURST * spread_ms {
-            return Err(Duration::from_millis(paid_to.0 - now.0 - BURST * spread_ms));
-        }
-        paid_to.0 += spread_ms;
-        Ok(())
+        member.pulling.charge(now, conversation, spread, brought)
+    }
+
+    /// Whether the client pulls the conversation again without being told that there is something.
+    #[must_use]
+    pub fn pulls_on(&self, now: Millis, conversation: &ConversationId) -> bool {
+        let State::Ready(member) = &self.state else { return false };
+        member.pulling.goes_on(now, conversation)
     }
 
     /// A pull was answered; `true` if the answer is still wanted.

@@ -16,7 +16,7 @@ mod rate;
 pub mod rules;
 pub mod tail;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use gearbox::{Gearbox, Shift};
 pub use keeper::TailKeeper;

@@ -219,6 +219,12 @@ impl Tail {
         }
     }
 
+    /// Whether the answer of that number holds messages.
+    #[must_use]
+    pub fn brings(&self, number: usize) -> bool {
+        number <= self.chunks.len() && !self.chunks.is_empty()
+    }
+
     /// The answer of that number.
     #[must_use]
     pub fn answer(&self, number: usize, format: Format) -> Bytes {

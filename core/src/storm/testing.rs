@@ -1,28 +1,51 @@
 //! A lobby over the in-process twins, for tests of what pulls are answered with. Time passes when the test says so.
 
 use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::v1;
 
+use crate::delivery::{Mailboxes, ShardId, ShardInput};
 use crate::event::StoredMessage;
 use crate::ids::{ConversationId, Epoch, MessageId, Millis, Place, Seq, UserId};
-pub(super) use crate::ingest::testing::{Fate, ManualClock};
+pub(crate) use crate::ingest::testing::{Fate, ManualClock};
 use crate::ports::{Archive as _, Backend as _, CacheRun, End, HotStore as _, PersistBatch};
 
-pub(super) type World = crate::ingest::testing::World<ManualClock>;
+pub(crate) type World = crate::ingest::testing::World<ManualClock>;
+
+/// What shards are given.
+#[derive(Clone, Default)]
+pub(crate) struct Posts(Arc<Mutex<Vec<(ShardId, ShardInput)>>>);
+
+impl Posts {
+    /// Since the last look.
+    pub(crate) fn take(&self) -> Vec<(ShardId, ShardInput)> {
+        std::mem::take(&mut *self.0.lock().expect("no test panics here"))
+    }
+}
+
+impl Mailboxes for Posts {
+    fn shards(&self) -> u8 {
+        4
+    }
+
+    async fn post(&self, shard: ShardId, inputs: Vec<ShardInput>) {
+        self.0.lock().expect("no test panics here").extend(inputs.into_iter().map(|input| (shard, input)));
+    }
+}
 
 /// When the tests begin.
-pub(super) const NOW_MS: u64 = 1_700_000_000_000;
+pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 
-pub(super) fn lobby() -> ConversationId {
+pub(crate) fn lobby() -> ConversationId {
     "lobby_main".parse().expect("a lobby")
 }
 
 /// The place of a sequence in the epoch that the archive begins with.
-pub(super) fn at(seq: u64) -> Place {
+pub(crate) fn at(seq: u64) -> Place {
     Place { epoch: Epoch(100), seq: Seq(seq) }
 }
 
@@ -41,13 +64,13 @@ fn message(seq: u64) -> StoredMessage {
 }
 
 /// The archive has them.
-pub(super) async fn store(world: &World, seqs: RangeInclusive<u64>) {
+pub(crate) async fn store(world: &World, seqs: RangeInclusive<u64>) {
     let batch = PersistBatch { messages: seqs.map(message).collect(), receipts: Vec::new() };
     world.memory().persist(&batch).await.expect("in memory");
 }
 
 /// The archive and the lobby cache have them.
-pub(super) async fn cache(world: &World, seqs: RangeInclusive<u64>) {
+pub(crate) async fn cache(world: &World, seqs: RangeInclusive<u64>) {
     store(world, seqs.clone()).await;
     let end = End { epoch: Epoch(100), last: Seq(*seqs.end()) };
     let payload = |seq| (Seq(seq), Bytes::from(message(seq).to_wire(Epoch(100)).encode_to_vec()));
@@ -63,6 +86,6 @@ pub(super) async fn cache(world: &World, seqs: RangeInclusive<u64>) {
 }
 
 /// No JSON is looked at here.
-pub(super) fn to_json(reply: &v1::PullReply) -> Vec<u8> {
+pub(crate) fn to_json(reply: &v1::PullReply) -> Vec<u8> {
     reply.to_seq.to_string().into_bytes()
 }

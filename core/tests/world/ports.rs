@@ -13,8 +13,8 @@ use tidegate_core::ids::{
 };
 use tidegate_core::ports::{
     Archive, Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, Joined, Page, PersistBatch, PortError,
-    PortResult, Presence, PresenceChange, PresenceOutcome, Room, SequenceGrant, SequenceRun, Spend, Standing, Summary,
-    TokenState, UnreadCount, User, Watermark,
+    PortResult, Presence, PresenceChange, PresenceOutcome, Room, Seeding, SequenceGrant, SequenceRun, Spend, Standing,
+    Summary, TokenState, UnreadCount, User, Watermark,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -194,8 +194,8 @@ impl HotStore for Ports {
         self.shared.call("peek_inbox", self.hot.peek_inbox(user, max)).await
     }
 
-    async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
-        self.shared.call("seed_unread", self.hot.seed_unread(user, counts)).await
+    async fn seed_unread(&self, user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> PortResult<()> {
+        self.shared.call("seed_unread", self.hot.seed_unread(user, seeding, counts)).await
     }
 
     async fn forget_unread(&self, users: &[UserId]) -> PortResult<()> {

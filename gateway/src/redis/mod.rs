@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
     Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
-    PresenceOutcome, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    PresenceOutcome, Seeding, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
 pub use self::config::RedisConfig;
@@ -128,8 +128,8 @@ impl HotStore for RedisHotStore {
         self.peek(user, max).await
     }
 
-    async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
-        self.seed(user, counts).await
+    async fn seed_unread(&self, user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> PortResult<()> {
+        self.seed(user, seeding, counts).await
     }
 
     async fn set_unread(&self, counts: &[(UserId, UnreadCount)]) -> PortResult<()> {

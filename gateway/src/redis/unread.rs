@@ -11,9 +11,9 @@ use fred::types::{Key, Value};
 use rustc_hash::FxHashMap;
 use tidegate_core::ids::{ConversationId, UserId};
 use tidegate_core::limits::{INBOX_MESSAGES_MAX, INBOX_TTL, UNREAD_SEEDING_TTL, UNREAD_TAIL_MAX, UNREAD_TTL};
-use tidegate_core::ports::{Filing, PortResult, Summary, UnreadCount};
+use tidegate_core::ports::{Filing, PortResult, Seeding, Summary, UnreadCount};
 
-use super::{CALL_KEYS_MAX, RedisHotStore, unexpected};
+use super::{CALL_KEYS_MAX, RedisHotStore, no_randomness, unexpected};
 
 /// Bytes of distinct messages in one call of `file.lua`, give or take one filing: some milliseconds of Redis's time.
 const CALL_BYTES_MAX: usize = 1024 * 1024;
@@ -52,8 +52,13 @@ impl RedisHotStore {
 
     pub(super) async fn take(&self, user: UserId) -> PortResult<Summary> {
         let keys = vec![self.keys.unread_counts(user), self.keys.unread_tallies(user), self.keys.inbox(user)];
-        let ttls = [UNREAD_TTL, UNREAD_SEEDING_TTL].map(|ttl| Value::from(ttl.as_secs() as i64));
-        let reply = self.link.run(&self.scripts.take_summary, keys, ttls.into()).await?;
+        let args = vec![
+            Value::from(UNREAD_TTL.as_secs() as i64),
+            Value::from(UNREAD_SEEDING_TTL.as_secs() as i64),
+            // Random, because Redis forgets what a number would have to follow.
+            seeding_arg(Seeding(getrandom::u64().map_err(|_| no_randomness())?)),
+        ];
+        let reply = self.link.run(&self.scripts.take_summary, keys, args).await?;
         read_summary(reply).ok_or_else(|| unexpected("take_summary"))
     }
 
@@ -72,11 +77,12 @@ impl RedisHotStore {
         messages.ok_or_else(|| unexpected("lrange"))
     }
 
-    pub(super) async fn seed(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
+    pub(super) async fn seed(&self, user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> PortResult<()> {
         let mut packed = Vec::with_capacity(counts.len() * 44);
         counts.iter().for_each(|count| pack_count(&mut packed, count));
         let keys = vec![self.keys.unread_counts(user), self.keys.unread_tallies(user)];
-        let args = vec![Value::Bytes(Bytes::from(packed)), Value::from(UNREAD_TTL.as_secs() as i64)];
+        let args =
+            vec![Value::Bytes(Bytes::from(packed)), Value::from(UNREAD_TTL.as_secs() as i64), seeding_arg(seeding)];
         self.link.run(&self.scripts.seed_unread, keys, args).await.map(|_| ())
     }
 
@@ -171,13 +177,21 @@ fn pack_u32(packed: &mut Vec<u8>, number: usize) {
     packed.extend_from_slice(&u32::try_from(number).expect("a batch is far below 2^32").to_be_bytes());
 }
 
+/// As text: Lua's numbers are no u64.
+fn seeding_arg(seeding: Seeding) -> Value {
+    Value::from(seeding.0.to_string())
+}
+
 /// `None` if the reply is not of the form the script promises. A conversation that is none is left out.
 fn read_summary(reply: Value) -> Option<Summary> {
     let Value::Array(parts) = reply else { return None };
-    let [known, Value::Array(counts), Value::Array(messages)] = <[Value; 3]>::try_from(parts).ok()? else {
+    let [state, Value::Array(counts), Value::Array(messages)] = <[Value; 3]>::try_from(parts).ok()? else {
         return None;
     };
-    let unread = (known.as_i64()? == 1).then(|| counts.chunks_exact(2).filter_map(read_count).collect());
+    let unread = match state.as_str()?.as_ref() {
+        "known" => Ok(counts.chunks_exact(2).filter_map(read_count).collect()),
+        seeding => Err(Seeding(seeding.parse().ok()?)),
+    };
     let inbox = messages.into_iter().map(Value::into_bytes).collect::<Option<_>>()?;
     Some(Summary { unread, inbox })
 }

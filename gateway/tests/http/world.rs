@@ -19,7 +19,8 @@ use tidegate_core::event::PushEvent;
 use tidegate_core::ids::{ConversationId, GatewayId, LobbyName, Place, SessionId, UserId};
 use tidegate_core::ports::{
     Backend, Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortError, PortResult, Presence, PresenceChange,
-    PresenceOutcome, PushQueue, PushTarget, SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
+    PresenceOutcome, PushQueue, PushTarget, Seeding, SequenceGrant, SequenceRun, Spend, Summary, TokenState,
+    UnreadCount,
 };
 use tidegate_core::twins::archive::MemoryArchive;
 use tidegate_core::twins::hot_store::EmbeddedHotStore;
@@ -137,7 +138,7 @@ impl HotStore for MoodyHotStore {
         file(filings: &[Filing]) -> ();
         take_summary(user: UserId) -> Summary;
         peek_inbox(user: UserId, max: usize) -> Vec<Bytes>;
-        seed_unread(user: UserId, counts: &[UnreadCount]) -> ();
+        seed_unread(user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> ();
         set_unread(counts: &[(UserId, UnreadCount)]) -> ();
         forget_unread(users: &[UserId]) -> ();
         spend(spends: &[Spend]) -> Vec<u64>;

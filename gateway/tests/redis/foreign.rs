@@ -183,9 +183,9 @@ async fn counts_and_inbox_are_readable_and_hold_nothing_else() {
     let Some(fixture) = Fixture::new().await else { return };
     let store = fixture.connect("gw").await;
     let other = ConversationId::Room(RoomId(6));
-    store.take_summary(USER).await.expect("Redis answers");
+    let seeding = store.take_summary(USER).await.expect("Redis answers").unread.expect_err("nobody has asked before");
     let count = |conversation, unread, counted_to| UnreadCount { conversation, unread, counted_to: Seq(counted_to) };
-    store.seed_unread(USER, &[count(ROOM, 2, 4), count(other, 0, 3)]).await.expect("Redis answers");
+    store.seed_unread(USER, seeding, &[count(ROOM, 2, 4), count(other, 0, 3)]).await.expect("Redis answers");
     let inbox = vec![Bytes::from_static(b"\0five"), Bytes::from_static(b"six")];
     let filing = Filing { user: USER, conversation: ROOM, seqs: vec![Seq(5), Seq(6)], inbox: inbox.clone() };
     store.file(&[filing]).await.expect("Redis answers");
@@ -200,6 +200,21 @@ async fn counts_and_inbox_are_readable_and_hold_nothing_else() {
     }
     store.set_unread(&[(USER, count(ROOM, 0, 6))]).await.expect("Redis answers");
     assert_eq!(fixture.raw.exists::<i64, _>(&key).await, Ok(0), "no field at zero, and no empty hash");
+}
+
+/// What earlier versions wrote between a login's question and its answer.
+#[tokio::test]
+async fn a_seeding_without_a_name_gets_one() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let store = fixture.connect("gw").await;
+    let key = fixture.key("user:unread:seqs:42");
+    fixture.raw.hset::<(), _, _>(&key, ("state", "seeding")).await.expect("Redis answers");
+    let unread = async || store.take_summary(USER).await.expect("Redis answers").unread;
+    let seeding = unread().await.expect_err("the counts are unknown");
+    assert_eq!(unread().await, Err(seeding));
+    let count = UnreadCount { conversation: ROOM, unread: 2, counted_to: Seq(4) };
+    store.seed_unread(USER, seeding, &[count]).await.expect("Redis answers");
+    assert_eq!(unread().await, Ok(vec![(ROOM, 2)]));
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ impl<'a> Bench<'a> {
         let Self { options, nginx, file, speaking, .. } = self;
         speaking.end()?;
         let mut result = PullResult::of(options.clone(), nginx.version.clone(), file, rounds);
-        result.from_shard = own_pulls.shard_share();
+        result.shard_share = own_pulls.shard_share();
         (result.verdict, result.reasons) = report::judge(&result);
         Ok(result)
     }
@@ -212,7 +212,7 @@ impl PullResult {
             nginx,
             http,
             own,
-            from_shard: None,
+            shard_share: None,
         };
         (result.verdict, result.reasons) = report::judge(&result);
         result

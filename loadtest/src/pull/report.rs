@@ -59,7 +59,7 @@ pub struct PullResult {
     /// CPU per request, nginx to the gateway over its own protocol.
     pub own_cpu_to_nginx: Option<Spread>,
     /// Share of the own protocol's pulls that were answered by the shards themselves, from memory.
-    pub from_shard: Option<f64>,
+    pub shard_share: Option<f64>,
 }
 
 /// One side's rounds.
@@ -150,7 +150,7 @@ pub fn judge(result: &PullResult) -> (Verdict, Vec<String>) {
     if result.own.refused as f64 > REFUSED_SHARE_MAX * own_answers {
         void.push(format!("{} pulls were told to slow down; use more --own-connections", result.own.refused));
     }
-    if result.from_shard.is_some_and(|share| share < 0.9) {
+    if result.shard_share.is_some_and(|share| share < 0.9) {
         void.push("pulls over the own protocol were not answered from the shards' memory".to_owned());
     }
     if !void.is_empty() {
@@ -218,7 +218,7 @@ pub fn table(out: &mut String, result: &PullResult) -> std::fmt::Result {
             None => writeln!(out)?,
         }
     }
-    if let Some(share) = result.from_shard {
+    if let Some(share) = result.shard_share {
         writeln!(out, "  {:.1} % of the own protocol's pulls were answered from the shards' memory", share * 100.0)?;
     }
     if result.own.refused > 0 {
@@ -284,7 +284,7 @@ mod tests {
         let mut refused = fine();
         refused.own.refused = 5;
         let mut elsewhere = fine();
-        elsewhere.from_shard = Some(0.5);
+        elsewhere.shard_share = Some(0.5);
         for void in [busy, other, refused, elsewhere] {
             let (verdict, reasons) = judge(&void);
             assert_eq!((verdict, reasons.len()), (Verdict::Void, 1), "{reasons:?}");

@@ -82,6 +82,7 @@ macro_rules! hot_store_contract {
             unread_cases: a_seed_older_than_a_read_does_not_undo_it,
             unread_cases: a_seed_too_old_to_correct_leaves_the_counts_unknown,
             unread_cases: a_seed_after_a_loss_has_no_effect,
+            unread_cases: a_seed_for_an_earlier_question_has_no_effect,
             unread_cases: of_two_seeds_the_first_stands,
             unread_cases: a_conversation_read_while_seeding_survives_an_older_seed,
             unread_cases: reading_replaces_the_count,

@@ -9,21 +9,7 @@ use super::*;
 use crate::delivery::ShardId;
 use crate::ids::{Epoch, UserId};
 use crate::storm::tail::Format;
-use crate::storm::testing::{Fate, ManualClock, NOW_MS, World, at, cache, lobby, store, to_json};
-
-/// What the shards are given.
-#[derive(Clone, Default)]
-struct Posts(Arc<Mutex<Vec<(ShardId, ShardInput)>>>);
-
-impl Mailboxes for Posts {
-    fn shards(&self) -> u8 {
-        4
-    }
-
-    async fn post(&self, shard: ShardId, inputs: Vec<ShardInput>) {
-        self.0.lock().expect("no test panics here").extend(inputs.into_iter().map(|input| (shard, input)));
-    }
-}
+use crate::storm::testing::{Fate, ManualClock, NOW_MS, Posts, World, at, cache, lobby, store, to_json};
 
 /// What a shard was given, in short: how far a tail or a notice is.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +53,7 @@ impl Fixture {
 
     /// Since the last look.
     fn given(&self) -> Vec<(u8, Given)> {
-        let posts = std::mem::take(&mut *self.posts.0.lock().expect("no test panics here"));
+        let posts = self.posts.take();
         let given = posts.into_iter().map(|(shard, input)| match input {
             ShardInput::Tail { tail: Some(held), .. } => {
                 assert!(!held.life.is_over(), "what is given lives");
@@ -242,7 +228,7 @@ async fn no_shard_is_left_with_a_tail_when_the_storm_is_over() {
         test.keeper.doubt();
         test.look().await.expect("it goes on");
         cache(&test.world, 1..=20).await;
-        let held = std::mem::take(&mut *test.posts.0.lock().expect("no test panics here"));
+        let held = test.posts.take();
         let lives = held.into_iter().filter_map(|(_, input)| match input {
             ShardInput::Tail { tail, .. } => tail.map(|held| held.life),
             _ => None,

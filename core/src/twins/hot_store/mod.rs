@@ -14,6 +14,7 @@ mod sequences;
 mod unread;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::clock::Clock;
 use crate::ids::{ConversationId, GatewayId, LobbyName, Millis, Place, Seq, SessionId, UserId};
 use crate::limits::{INBOX_MESSAGES_MAX, INBOX_TTL};
 use crate::ports::{
-    Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome,
+    Beat, CacheRun, CacheSlice, End, Filing, HotStore, PortResult, Presence, PresenceChange, PresenceOutcome, Seeding,
     SequenceGrant, SequenceRun, Spend, Summary, TokenState, UnreadCount,
 };
 
@@ -47,6 +48,8 @@ pub struct EmbeddedHotStore<C> {
     gateway: GatewayId,
     clock: C,
     state: Arc<Mutex<State>>,
+    /// How many seedings have begun. Not part of the state: one that was lost must not be taken for a later one.
+    seedings: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
@@ -111,13 +114,18 @@ impl Inbox {
 impl<C: Clock> EmbeddedHotStore<C> {
     /// An empty store, for the gateway of that id.
     pub fn new(gateway: GatewayId, clock: C) -> Self {
-        Self { gateway, clock, state: Arc::default() }
+        Self { gateway, clock, state: Arc::default(), seedings: Arc::default() }
     }
 
     /// The same store as another gateway sees it.
     #[must_use]
     pub fn for_gateway(&self, gateway: GatewayId) -> Self {
-        Self { gateway, clock: self.clock.clone(), state: Arc::clone(&self.state) }
+        Self {
+            gateway,
+            clock: self.clock.clone(),
+            state: Arc::clone(&self.state),
+            seedings: Arc::clone(&self.seedings),
+        }
     }
 
     /// Forgets everything, as a Redis without its disk does.
@@ -205,10 +213,14 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
     async fn take_summary(&self, user: UserId) -> PortResult<Summary> {
         let now = self.clock.now();
         let mut state = self.state();
-        if state.unread.get_mut(&user).is_none_or(|unread| unread.is_over(now)) {
-            state.unread.insert(user, Unread::seeding(now));
-        }
-        let unread = state.unread.get_mut(&user).and_then(|unread| unread.counts(now));
+        let unread = match state.unread.get_mut(&user).filter(|unread| !unread.is_over(now)) {
+            Some(unread) => unread.counts(now),
+            None => {
+                let seeding = Seeding(self.seedings.fetch_add(1, Ordering::Relaxed));
+                state.unread.insert(user, Unread::seeding(seeding, now));
+                Err(seeding)
+            }
+        };
         let inbox = state.inboxes.get_mut(&user).filter(|inbox| inbox.until > now);
         let inbox = inbox.map(|inbox| std::mem::take(&mut inbox.messages).into()).unwrap_or_default();
         Ok(Summary { unread, inbox })
@@ -225,11 +237,11 @@ impl<C: Clock> HotStore for EmbeddedHotStore<C> {
         Ok(inbox.map(newest).unwrap_or_default())
     }
 
-    async fn seed_unread(&self, user: UserId, counts: &[UnreadCount]) -> PortResult<()> {
+    async fn seed_unread(&self, user: UserId, seeding: Seeding, counts: &[UnreadCount]) -> PortResult<()> {
         let now = self.clock.now();
         let mut state = self.state();
         let Some(unread) = state.unread.get_mut(&user) else { return Ok(()) };
-        if unread.is_over(now) || unread.seed(counts).is_err() {
+        if unread.is_over(now) || unread.seed(seeding, counts).is_err() {
             state.unread.remove(&user);
         }
         Ok(())

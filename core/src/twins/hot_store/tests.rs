@@ -79,10 +79,13 @@ async fn a_session_waits_for_its_grace_and_no_longer() {
 #[tokio::test]
 async fn a_seed_that_comes_too_late_has_no_effect() {
     let store = Fixture::new().0;
-    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, None);
+    let unread = async || store.take_summary(UserId(1)).await.expect("embedded").unread;
+    let first = unread().await.expect_err("nobody has asked before");
     store.clock.sleep(UNREAD_SEEDING_TTL).await;
-    store.seed_unread(UserId(1), &[]).await.expect("embedded");
-    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, None);
-    store.seed_unread(UserId(1), &[]).await.expect("embedded");
-    assert_eq!(store.take_summary(UserId(1)).await.expect("embedded").unread, Some(Vec::new()));
+    store.seed_unread(UserId(1), first, &[]).await.expect("embedded");
+    let second = unread().await.expect_err("too late");
+    store.seed_unread(UserId(1), first, &[]).await.expect("embedded");
+    assert_eq!(unread().await, Err(second), "the first is over");
+    store.seed_unread(UserId(1), second, &[]).await.expect("embedded");
+    assert_eq!(unread().await, Ok(Vec::new()));
 }

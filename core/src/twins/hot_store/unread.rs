@@ -4,7 +4,8 @@
 //!
 //! What must hold: a count is `snapshot.unread`, as the archive said at `snapshot.counted_to`, plus what was filed above
 //! it. Snapshots are taken at one moment each, and both watermark and newest sequence only move forward: of two snapshots
-//! the one with the greater `counted_to` is the newer, and at the same `counted_to` the one with fewer unread.
+//! the one with the greater `counted_to` is the newer, and at the same `counted_to` the one with fewer unread. Those of all
+//! conversations are taken within one seeding and seed no other, before which nothing filed was remembered.
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use crate::ids::{ConversationId, Millis, Seq};
 use crate::limits::{UNREAD_SEEDING_TTL, UNREAD_TAIL_MAX};
-use crate::ports::UnreadCount;
+use crate::ports::{Seeding, UnreadCount};
 
 /// What is remembered of one conversation.
 #[derive(Clone, Default)]
@@ -73,37 +74,30 @@ impl Tally {
 /// One user's counts. A user without this is unknown.
 #[derive(Clone)]
 pub(super) struct Unread {
-    /// `None` once the counts are known; until then the time by which they must be handed in.
-    seeding_until: Option<Millis>,
+    /// `None` once the counts are known; until then the seeding under way, and the time by which they must be handed in.
+    seeding: Option<(Seeding, Millis)>,
     tallies: FxHashMap<ConversationId, Tally>,
 }
 
 impl Unread {
     /// A user who was just told that its counts are unknown.
-    pub(super) fn seeding(now: Millis) -> Self {
-        let mut this = Self { seeding_until: None, tallies: FxHashMap::default() };
-        this.keep_seeding(now);
-        this
-    }
-
-    fn keep_seeding(&mut self, now: Millis) {
-        let ttl_ms = u64::try_from(UNREAD_SEEDING_TTL.as_millis()).expect("minutes");
-        self.seeding_until = Some(Millis(now.0 + ttl_ms));
+    pub(super) fn seeding(seeding: Seeding, now: Millis) -> Self {
+        Self { seeding: Some((seeding, seeding_until(now))), tallies: FxHashMap::default() }
     }
 
     /// Whether nobody handed in the counts in time.
     pub(super) fn is_over(&self, now: Millis) -> bool {
-        self.seeding_until.is_some_and(|until| until <= now)
+        self.seeding.is_some_and(|(_, until)| until <= now)
     }
 
-    /// The counts above zero, or `None` while they are unknown.
-    pub(super) fn counts(&mut self, now: Millis) -> Option<Vec<(ConversationId, u32)>> {
-        if self.seeding_until.is_some() {
-            self.keep_seeding(now);
-            return None;
+    /// The counts above zero, or the seeding under way while they are unknown: it goes on.
+    pub(super) fn counts(&mut self, now: Millis) -> Result<Vec<(ConversationId, u32)>, Seeding> {
+        if let Some((seeding, until)) = &mut self.seeding {
+            *until = seeding_until(now);
+            return Err(*seeding);
         }
         let counts = self.tallies.iter().map(|(conversation, tally)| (*conversation, tally.count()));
-        Some(counts.filter(|(_, unread)| *unread > 0).collect())
+        Ok(counts.filter(|(_, unread)| *unread > 0).collect())
     }
 
     /// Counts what is above everything counted before.
@@ -117,13 +111,17 @@ impl Unread {
     }
 
     /// Takes all counts from the archive, unless they are known by now: another login's were as exact, and these may be
-    /// older. A conversation not among them has begun since.
-    pub(super) fn seed(&mut self, snapshots: &[UnreadCount]) -> Result<(), TooOld> {
-        if self.seeding_until.is_none() {
+    /// older; or were made for an earlier seeding. A conversation not among them has begun since.
+    pub(super) fn seed(&mut self, seeding: Seeding, snapshots: &[UnreadCount]) -> Result<(), TooOld> {
+        if self.seeding.is_none_or(|(under_way, _)| under_way != seeding) {
             return Ok(());
         }
         snapshots.iter().try_for_each(|snapshot| self.replace(snapshot))?;
-        self.seeding_until = None;
+        self.seeding = None;
         Ok(())
     }
+}
+
+fn seeding_until(now: Millis) -> Millis {
+    Millis(now.0 + u64::try_from(UNREAD_SEEDING_TTL.as_millis()).expect("minutes"))
 }

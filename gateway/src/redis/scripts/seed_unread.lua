@@ -2,12 +2,12 @@
 --
 -- KEYS    counts, tallies (see unread.lua)
 -- ARGV[1] the counts: conversation (length as u8, text), unread (u32), counted_to (u64); big-endian
--- ARGV[2] seconds counts live
+-- ARGV[2] seconds counts live    ARGV[3] the seeding they were made for
 
 local counts, tallies = KEYS[1], KEYS[2]
-if call('HGET', tallies, 'state') ~= 'seeding' then
-  -- Nobody has asked, or the answer to it was lost with what was filed since: stays unknown. Or they are known by now:
-  -- another login's were as exact, and these may be older.
+if call('HGET', tallies, 'state') ~= ARGV[3] then
+  -- The question was lost with what was filed since: stays unknown, even if another was asked after that. Or they are known
+  -- by now: another login's were as exact, and these may be older.
   return 0
 end
 

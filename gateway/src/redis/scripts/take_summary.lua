@@ -1,14 +1,15 @@
--- Reads a user's counts and takes the inbox. If the counts are unknown, what is filed from now on is remembered for seed.lua.
+-- Reads a user's counts and takes the inbox. If the counts are unknown, what is filed from now on is remembered for
+-- seed_unread.lua.
 --
 -- KEYS    counts, tallies (see unread.lua), inbox (list)
 -- ARGV[1] seconds counts live    ARGV[2] seconds within which unknown counts must be handed in
+-- ARGV[3] the seeding that begins if none is under way
 --
--- Returns {1 if the counts are known else 0, {conversation, count, ...}, {message, ...}}.
+-- Returns {`known` or the seeding under way, {conversation, count, ...}, {message, ...}}.
 
 local counts, tallies, inbox = KEYS[1], KEYS[2], KEYS[3]
-local known, unread = 0, {}
-if call('HGET', tallies, 'state') == 'known' then
-  known = 1
+local state, unread = call('HGET', tallies, 'state'), {}
+if state == 'known' then
   -- From the tallies, not from the counts: those are a copy for others.
   local fields = call('HGETALL', tallies)
   for i = 1, #fields, 2 do
@@ -23,11 +24,15 @@ if call('HGET', tallies, 'state') == 'known' then
   call('EXPIRE', counts, ARGV[1])
   call('EXPIRE', tallies, ARGV[1])
 else
-  call('HSET', tallies, 'state', 'seeding')
+  -- `seeding` is what earlier versions wrote: what has been filed since is remembered, but nobody can name it.
+  if not state or state == 'seeding' then
+    state = ARGV[3]
+    call('HSET', tallies, 'state', state)
+  end
   call('EXPIRE', tallies, ARGV[2])
 end
 local messages = call('LRANGE', inbox, 0, -1)
 if #messages > 0 then
   call('DEL', inbox)
 end
-return { known, unread, messages }
+return { state, unread, messages }

@@ -1,10 +1,11 @@
 -- Shared by the scripts that count unread messages; their text follows this one.
 --
 -- A user has two hashes: `counts` (conversation -> count, for everybody to read, no field at zero) and `tallies`, which is
--- ours: field `state` is `known` or, between the question for the counts and their answer, `seeding`; without it the user's
--- counts are unknown and nothing is counted. A conversation's field holds big-endian u64s: counted_to (up to here the
--- archive was asked, 0 if never), unread (what it said), filed (how many were filed above counted_to), dropped (the
--- highest of those that is no longer in the tail), and the tail: the newest of them, ascending.
+-- ours: field `state` is `known` or, between the question for the counts and their answer, the seeding under way: a random
+-- number, so that an answer is not taken for that to a later question; without it the user's counts are unknown and nothing
+-- is counted. A conversation's field holds big-endian u64s: counted_to (up to here the archive was asked, 0 if never), unread
+-- (what it said), filed (how many were filed above counted_to), dropped (the highest of those that is no longer in the
+-- tail), and the tail: the newest of them, ascending.
 -- What must hold: a known user's count is unread + filed.
 
 local call = redis.call

@@ -4,6 +4,7 @@
 //! is gone does nothing, and a shared frame is queued as a slice, never copied.
 
 use bytes::{Bytes, BytesMut};
+use tidegate_core::clock::Clock as _;
 use tidegate_core::delivery::{ConnectionView, Encoded, Ground, News, Recipients, Settled, ShardInput, Ticket};
 use tidegate_core::event::Membership;
 use tidegate_core::ids::{ConversationId, RoomId, Span, UserId};
@@ -13,6 +14,7 @@ use tidegate_proto::Kind;
 use tidegate_proto::v1::CloseCode;
 
 use super::{State, seconds};
+use crate::clock::SystemClock;
 use crate::shard::behind;
 use crate::shard::connection::{Phase, Transport};
 use crate::shard::index::{Edge, Slot};
@@ -183,8 +185,12 @@ impl State {
             }
             Recipients::Conversation(conversation) => {
                 let slots = self.index.take(&conversation);
+                // Who pulls on by itself has no use for a notice; in a storm those are most.
+                let told_at = matches!(news, News::UpTo(_)).then(|| SystemClock.now());
                 for slot in &slots {
-                    if !self.passes_by(*slot, conversation, span, news) {
+                    let session = &self.connections[*slot as usize].session;
+                    let pulls_on = told_at.is_some_and(|now| session.pulls_on(now, &conversation));
+                    if !pulls_on && !self.passes_by(*slot, conversation, span, news) {
                         self.deliver_of_many(*slot, conversation, span, frame);
                     }
                 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tidegate_core::clock::Clock as _;
 use tidegate_core::delivery::{Ask, Pull, Request, Ticket};
 use tidegate_core::ids::ConversationId;
+use tidegate_core::session::Brought;
 use tidegate_core::storm::{Format, LiveTail};
 use tidegate_proto::v1::Code;
 use tidegate_proto::{HEAD_BYTES, Kind, frame, websocket};
@@ -38,8 +39,11 @@ impl State {
             self.actions.requests.push_back(Request { ticket, ask: Ask::Pull(pull) });
             return;
         };
+        let number = tail.answer_for(pull.after);
+        let brought = if tail.brings(number) { Brought::Something } else { Brought::Nothing };
+        let (now, spread) = (SystemClock.now(), tail.rule().spread);
         let session = &mut self.connections[slot as usize].session;
-        if let Err(wait) = session.charge_pull(SystemClock.now(), pull.conversation, tail.rule().spread) {
+        if let Err(wait) = session.charge_pull(now, pull.conversation, spread, brought) {
             session.handle_pulled();
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
             let text = "one pull for each spread_ms is enough";
@@ -47,7 +51,7 @@ impl State {
             return;
         }
         self.counts.pulls += 1;
-        self.answer_pull(ticket, tail.answer(tail.answer_for(pull.after), Format::Protobuf));
+        self.answer_pull(ticket, tail.answer(number, Format::Protobuf));
     }
 
     /// Queues the answer: a head of the connection's own, and the payload of all.
