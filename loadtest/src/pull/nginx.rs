@@ -181,3 +181,28 @@ http {{
 "
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_nginx_is_an_error_that_says_how_to_get_one() {
+        let error = format!("{:#}", find_program(Some(Path::new("/nowhere/nginx"))).expect_err("it is not there"));
+        for expected in ["/nowhere/nginx", "apt-get install nginx-light", "--nginx", "apt-get download nginx"] {
+            assert!(error.contains(expected), "{expected} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn everything_nginx_touches_is_below_its_directory() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8123));
+        let text = configuration(Path::new("/some/where"), address, "application/x-protobuf").unwrap();
+        let paths = text.split('"').filter(|quoted| quoted.starts_with('/'));
+        assert!(paths.clone().count() >= 8 && paths.clone().all(|path| path.starts_with("/some/where/")), "{text}");
+        assert!(text.contains("listen 127.0.0.1:8123 ") && text.contains("daemon off;"), "{text}");
+        for strange in ["/some\"where", "/some/$where", "/some;where"] {
+            assert!(configuration(Path::new(strange), address, "a/b").is_err(), "{strange}");
+        }
+    }
+}
