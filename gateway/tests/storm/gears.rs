@@ -57,7 +57,7 @@ async fn a_lobby_goes_through_all_gears_and_back<B: Backend>(world: &World<B>) {
         seen.has_all(last);
         seen.came_as_gears_say(last);
         seen.was_noticed_within(SPREAD);
-        assert!(seen.notices.len() >= 3 && seen.gaps > 0 && seen.answer_bytes_max > 400, "{seen:?}");
+        assert!(!seen.notices.is_empty() && seen.gaps > 0 && seen.answer_bytes_max > 400, "{seen:?}");
         assert!(seen.answer_bytes_max <= 819, "{}", seen.answer_bytes_max);
     }
 }
@@ -115,7 +115,7 @@ async fn the_systems_messages_wait_for_nobody<B: Backend>(world: &World<B>) {
         .until("all five", |seen| seen.messages.values().filter(|message| message.sender_id == 0).count() == 5)
         .await;
     let last = writer.said + 5;
-    watcher.until("a notice of all", |seen| seen.notices.last().is_some_and(|(_, latest)| *latest == last)).await;
+    watcher.until("a notice of all", |seen| seen.knows_of(last)).await;
     let (seen, _client) = watcher.finish(last).await;
     // As a Message each, in every gear; see `came_as_gears_say`.
     seen.has_all(last);

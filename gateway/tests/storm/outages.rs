@@ -34,7 +34,7 @@ async fn a_storm_of_pulls_leaves_a_redis_that_hangs_alone() {
     let mut writer = Writer::by(gateway.connect(&anna, "pc").await, "lobby_main");
     writer.burst(200).await;
     let path = "/api/v1/chat/pull/lobby?lobby=lobby_main&after_seq=1";
-    watcher.until("all is noticed", |seen| seen.notices.last().is_some_and(|(_, latest)| *latest == 200)).await;
+    watcher.until("all is noticed", |seen| seen.knows_of(200)).await;
     assert_eq!(gateway.request_as(&ben.token, "GET", path, None).await.unwrap().0, 200);
 
     servers.signal("redis", "-STOP");
@@ -65,7 +65,7 @@ async fn a_storm_of_pulls_leaves_a_redis_that_hangs_alone() {
     until_ready(&gateway, Duration::from_secs(20)).await;
     writer.burst(10).await;
     let last = writer.said;
-    watcher.until("what came since", |seen| seen.notices.last().is_some_and(|(_, latest)| *latest == last)).await;
+    watcher.until("what came since", |seen| seen.knows_of(last)).await;
     let (seen, _client) = watcher.finish(last).await;
     seen.has_all(last);
     seen.came_as_gears_say(last);

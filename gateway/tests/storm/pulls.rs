@@ -58,7 +58,7 @@ async fn in_signal_gear(writer: &mut Writer, watcher: &Watcher) {
     writer.keep_on(20, Duration::from_millis(10), || watcher.gear() == Gear::Signal).await;
     writer.burst(100).await;
     let last = writer.said;
-    watcher.until("all is noticed", |seen| seen.notices.last().is_some_and(|(_, latest)| *latest == last)).await;
+    watcher.until("all is noticed", |seen| seen.knows_of(last)).await;
 }
 
 async fn an_answer_is_bounded_and_says_what_is_missing<B: Backend>(world: &World<B>) {
@@ -96,7 +96,7 @@ async fn an_answer_is_bounded_and_says_what_is_missing<B: Backend>(world: &World
         client.send("lobby_main", &format!("large {n}"), &body(n)).await.unwrap();
     }
     let last = last + 20;
-    watcher.until("the large ones", |seen| seen.notices.last().is_some_and(|(_, latest)| *latest == last)).await;
+    watcher.until("the large ones", |seen| seen.knows_of(last)).await;
     let reply = pull(&mut world.connect(&anna, "looks again").await, &newest("lobby_main", Some(1))).await;
     assert!(reply.encoded_len() <= 4000 + AROUND + 100 && reply.to_seq == last && reply.gap, "{reply:?}");
     // A frame is the bound of what fills a gap, however much is missing.

@@ -33,6 +33,8 @@ pub struct Seen {
     pub messages: BTreeMap<u64, v1::Message>,
     /// The newest message shown that the system did not write.
     newest: u64,
+    /// The newest that an answer told of.
+    pulled_latest: u64,
     pub pulls: u32,
     pub gaps: u32,
     pub answer_bytes_max: usize,
@@ -149,6 +151,7 @@ impl Pulling {
             Ok(reply) => {
                 let mut seen = self.seen.lock().unwrap();
                 seen.pulls += 1;
+                seen.pulled_latest = seen.pulled_latest.max(reply.latest_seq);
                 seen.gaps += u32::from(reply.gap);
                 seen.answer_bytes_max = seen.answer_bytes_max.max(reply.encoded_len());
                 assert!(!reply.more, "what is newest is one answer");
@@ -169,6 +172,11 @@ impl Pulling {
 }
 
 impl Seen {
+    /// Whether a notice or an answer told of all up to there: who pulls on gets no notices.
+    pub fn knows_of(&self, last: u64) -> bool {
+        self.pulled_latest >= last || self.notices.last().is_some_and(|(_, latest)| *latest == last)
+    }
+
     fn push(&mut self, message: v1::Message, kind: Kind) {
         self.pushed.push((message.seq, kind));
         self.show(message);
