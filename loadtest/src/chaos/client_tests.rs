@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_proto::v1::{Heartbeat, Position, Send, SendAck};
+use tidegate_proto::Frame;
+use tidegate_proto::v1::{Error, Heartbeat, HistoryReply, Message, Position, Send, SendAck, SyncReply};
 
 use super::*;
 
