@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 const ANN: UserId = UserId(1);
 const ROOM: ConversationId = ConversationId::Room(RoomId(1));
@@ -254,17 +255,19 @@ struct Detour {
 }
 
 impl Detour {
-    async fn to(server: String) -> Self {
+    /// It cuts itself off when these bytes are about to go to the server; no bytes never do.
+    async fn that_freezes_before(server: String, trap: &'static [u8]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
-        let (frozen, state) = watch::channel(false);
+        let frozen = watch::Sender::new(false);
+        let state = frozen.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let (server, state) = (server.clone(), state.clone());
                 tokio::spawn(async move {
                     let far = TcpStream::connect(server).await.expect("the test server answers");
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                    tokio::join!(carry(near_in, far_out, state.clone()), carry(far_in, near_out, state));
+                    tokio::join!(carry(near_in, far_out, &state, trap), carry(far_in, near_out, &state, b""));
                 });
             }
         });
@@ -272,24 +275,58 @@ impl Detour {
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut frozen: watch::Receiver<bool>) {
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, frozen: &watch::Sender<bool>, trap: &[u8]) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+        if !trap.is_empty() && buffer[..read].windows(trap.len()).any(|bytes| bytes == trap) {
+            frozen.send_replace(true);
+        }
+        let thawed = frozen.subscribe().wait_for(|frozen| !frozen).await.is_ok();
+        if !thawed || to.write_all(&buffer[..read]).await.is_err() {
             break;
         }
     }
+}
+
+/// The database's URL, by another way to its server.
+async fn by_detour(database: &Database, trap: &'static [u8]) -> (Detour, String) {
+    let server = Opts::from_url(&database.url()).expect("a URL");
+    let server = format!("{}:{}", server.ip_or_hostname(), server.tcp_port());
+    let detour = Detour::that_freezes_before(server.clone(), trap).await;
+    let url = database.url().replacen(&server, &detour.address, 1);
+    (detour, url)
+}
+
+/// A gateway that is stopped or cut off in the middle of a transaction holds its locks. Another one has its work by then,
+/// and must not wait for its return.
+#[tokio::test]
+async fn a_client_frozen_in_a_transaction_does_not_stop_the_next_one() {
+    let case = "a_client_frozen_in_a_transaction_does_not_stop_the_next_one";
+    let Some(database) = Database::new(case).await else { return };
+    let (detour, url) = by_detour(&database, b"INSERT INTO members").await;
+    let frozen = MySqlArchive::connect(MySqlConfig::new(url)).await.expect("a new archive");
+    // The first of a private conversation also makes its members: more than one statement.
+    let talk = ConversationId::private(ANN, UserId(2)).expect("two people");
+    let first = batch(messages(talk, 1..=3, ANN));
+    let cut_off = frozen.persist(&first).await;
+    assert!(matches!(cut_off, Err(PortError::Unavailable { .. })), "{cut_off:?}");
+
+    let next = database.connect().await.expect("the same archive");
+    let stored = timeout(Duration::from_secs(10), async { while next.persist(&first).await.is_err() {} }).await;
+    // Else nobody could drop the database.
+    detour.frozen.send_replace(false);
+    within(Duration::from_secs(10), "an end of all locks", async { while next.persist(&first).await.is_err() {} })
+        .await;
+    assert!(stored.is_ok(), "the successor waits for the locks of the frozen one");
+    assert_eq!(next.ends(&[talk]).await.expect("answered")[0].last, Seq(3));
 }
 
 #[tokio::test]
 async fn a_frozen_server_is_an_outage_within_the_bound_and_passes() {
     let case = "a_frozen_server_is_an_outage_within_the_bound_and_passes";
     let Some(database) = Database::new(case).await else { return };
-    let server = Opts::from_url(&database.url()).expect("a URL");
-    let server = format!("{}:{}", server.ip_or_hostname(), server.tcp_port());
-    let detour = Detour::to(server.clone()).await;
+    let (detour, url) = by_detour(&database, b"").await;
     let call_timeout = Duration::from_millis(500);
-    let url = database.url().replacen(&server, &detour.address, 1);
     let config = MySqlConfig { call_timeout, pool_max: 2, ..MySqlConfig::new(url) };
     let archive = MySqlArchive::connect(config).await.expect("a new archive");
     archive.persist(&batch(messages(ROOM, 1..=3, ANN))).await.expect("persisted");

@@ -30,8 +30,9 @@ const PARTITIONS: u32 = 4;
 /// The broker sees a killed process's connection end at once and activates the next consumer.
 const HANDOVER_MAX: Duration = Duration::from_secs(10);
 
-/// The broker hears nothing of a frozen process for two heartbeats of five seconds before it gives it up.
-const FROZEN_MAX: Duration = Duration::from_secs(20);
+/// The broker hears nothing of a frozen process for two or three heartbeats of five seconds before it gives it up; the
+/// database ends its transactions earlier.
+const FROZEN_MAX: Duration = Duration::from_secs(25);
 
 /// Three beats are missed, and a message has to come that asks.
 const AWAY_MAX: Duration = Duration::from_secs(GATEWAY_TTL.as_secs() + 10);
@@ -140,7 +141,7 @@ impl Reader {
 
     /// Waits until every conversation has had so many messages.
     async fn sees(&self, conversations: &[String], count: usize) {
-        eventually("everything flows", async || {
+        eventually_within(FROZEN_MAX + DEADLINE, "everything flows", async || {
             let seen = self.seen.lock().unwrap();
             let of = |name: &String| seen.get(name).map_or(0, Vec::len);
             conversations.iter().all(|name| of(name) >= count).then_some(())

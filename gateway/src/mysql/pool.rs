@@ -75,6 +75,10 @@ impl Pool {
     pub(super) async fn lease(&self) -> Result<Lease<'_>, Fault> {
         let place = self.places.acquire().await.expect("the semaphore is never closed");
         while let Some(Idle { mut conn, since }) = self.pop_idle() {
+            if since.elapsed() > self.idle_ttl {
+                discard(conn);
+                continue;
+            }
             let is_alive =
                 since.elapsed() < TRUSTED_FOR || matches!(timeout(self.connect_timeout, conn.ping()).await, Ok(Ok(())));
             if is_alive {
