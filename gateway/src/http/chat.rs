@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -13,20 +14,37 @@ use tidegate_core::ids::{ConversationId, Seq};
 use tidegate_core::ports::{Backend, Page, Watermark};
 use tidegate_core::services::ServiceError;
 use tidegate_proto::v1::{self, ContentType};
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
-use super::Api;
 use super::extract::{Caller, JsonBody, QueryPart, query_invalid, user_id};
 use super::problem::Problem;
+use super::{Api, Route};
 
-#[derive(Deserialize)]
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![("/api/v1/conversations/private", post(open_private)), ("/api/v1/chat/history", get(history))]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(open_private, history))]
+pub(super) struct Document;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct HistoryQuery {
+    /// `p_<user>_<user>`, `r_<room>` or `lobby_<name>`.
+    #[param(example = "lobby_main")]
     conversation_id: String,
+    /// Backwards from this sequence; 0 or not said: from the newest message.
     last_message_seq: Option<u64>,
+    /// Forwards from this sequence; not together with `last_message_seq`.
     after_seq: Option<u64>,
+    /// Messages on the page: 50 if not said, at most 200.
     page_size: Option<u32>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct HistoryAnswer {
     conversation_id: String,
     epoch: u32,
@@ -36,7 +54,7 @@ pub(super) struct HistoryAnswer {
     watermarks: Vec<WatermarkView>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct WatermarkView {
     user_id: u64,
     delivered_seq: u64,
@@ -50,7 +68,7 @@ impl From<Watermark> for WatermarkView {
 }
 
 /// A message on its own, with what a page says once for all of its messages.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct LooseMessageView {
     conversation_id: String,
     epoch: u32,
@@ -65,7 +83,7 @@ impl From<v1::Message> for LooseMessageView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct MessageView {
     seq: u64,
     message_id: String,
@@ -75,7 +93,7 @@ pub(super) struct MessageView {
     body: BodyView,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(tag = "content_type", rename_all = "lowercase")]
 enum BodyView {
     Text { text: String },
@@ -119,7 +137,11 @@ impl From<StoredMessage> for MessageView {
     }
 }
 
-/// `GET /api/v1/chat/history`: backwards from `last_message_seq` (from the newest without it), or forwards from `after_seq`.
+/// Read a conversation, a page at a time
+///
+/// Backwards from `last_message_seq` (from the newest without it), or forwards from `after_seq`; always in ascending order.
+#[utoipa::path(get, path = "/api/v1/chat/history", tag = "messages", params(HistoryQuery),
+    responses((status = 200, description = "A page", body = HistoryAnswer)))]
 pub(super) async fn history<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Caller(user): Caller,
@@ -146,17 +168,20 @@ pub(super) async fn history<B: Backend>(
     }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(super) struct Peer {
+    /// The other side.
     user_id: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ConversationAnswer {
     conversation_id: String,
 }
 
-/// `POST /api/v1/conversations/private`
+/// Name the conversation with somebody
+#[utoipa::path(post, path = "/api/v1/conversations/private", tag = "messages", request_body = Peer,
+    responses((status = 200, description = "Its id", body = ConversationAnswer)))]
 pub(super) async fn open_private<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Caller(user): Caller,

@@ -11,28 +11,44 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, Query, State};
 use axum::http::HeaderMap;
+use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tidegate_core::delivery::ConnectionView;
 use tidegate_core::ports::Backend;
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::accept::PeerAddr;
 use super::problem::Problem;
-use super::{Api, bounds};
+use super::{Api, Route, bounds};
 
 /// Asks the shards for the connections with the fullest outboxes, so many at most from each.
 pub type Inspect = Arc<dyn Fn(usize) -> Pin<Box<dyn Future<Output = Vec<ConnectionView>> + Send>> + Send + Sync>;
 
-#[derive(Deserialize)]
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![("/connections", get(list))]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(list))]
+pub(super) struct Document;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Limit {
+    /// Connections shown at most.
     limit: Option<usize>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Connections)]
 pub(super) struct Answer {
     connections: Vec<View>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Connection)]
 struct View {
     shard: u8,
     transport: &'static str,
@@ -67,7 +83,11 @@ impl From<ConnectionView> for View {
     }
 }
 
-/// `GET /connections?limit=`: those with the fullest outboxes first.
+/// The connections with the fullest outboxes
+///
+/// Answered on this machine only; others are told that there is nothing here.
+#[utoipa::path(get, path = "/connections", tag = "operation", security(()), params(Limit),
+    responses((status = 200, description = "The fullest first", body = Answer)))]
 pub(super) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,

@@ -11,14 +11,26 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use futures_util::future::join_all;
 use serde::Serialize;
 use tidegate_core::ports::{Archive as _, Backend, HotStore as _, PortResult};
 use tokio::sync::watch;
+use utoipa::{OpenApi, ToSchema};
 
 use super::bounds::PING_INTERVAL;
-use super::{Api, Life};
+use super::{Api, Life, Route};
 use crate::telemetry;
+
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![("/livez", get(live)), ("/readyz", get(ready)), ("/metrics", get(metrics))]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(live, ready, metrics))]
+pub(super) struct Document;
 
 /// A part that readiness depends on.
 #[derive(Clone)]
@@ -53,7 +65,7 @@ impl Part {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum PartState {
     /// Not pinged yet.
@@ -62,7 +74,7 @@ enum PartState {
     Down,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct PartReport {
     name: &'static str,
     state: PartState,
@@ -119,18 +131,25 @@ impl PartReport {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ReadyAnswer {
     status: &'static str,
     parts: Vec<PartReport>,
 }
 
-/// `GET /livez`: the process answers.
+/// Whether the process answers
+#[utoipa::path(get, path = "/livez", tag = "operation", security(()),
+    responses((status = 200, description = "It does", body = serde_json::Value)))]
 pub(super) async fn live() -> Response {
     Json(serde_json::json!({ "status": "live" })).into_response()
 }
 
-/// `GET /readyz`: 200 if traffic is welcome, else 503; either way what each part is.
+/// Whether traffic is welcome, and what each part behind is
+#[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
+    responses(
+        (status = 200, description = "It is", body = ReadyAnswer),
+        (status = 503, description = "It is not", body = ReadyAnswer),
+    ))]
 pub(super) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let parts = api.readiness.0.borrow().clone();
     let status = match *api.life.borrow() {
@@ -142,7 +161,9 @@ pub(super) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Respons
     (code, Json(ReadyAnswer { status, parts })).into_response()
 }
 
-/// `GET /metrics`: Prometheus text.
+/// Metrics, as Prometheus text
+#[utoipa::path(get, path = "/metrics", tag = "operation", security(()),
+    responses((status = 200, description = "Every metric", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let text = api.metrics.render();
     ([(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()

@@ -11,6 +11,7 @@ mod connections;
 mod envelope;
 mod extract;
 mod health;
+pub mod openapi;
 mod password;
 mod problem;
 mod pull;
@@ -27,7 +28,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::middleware::from_fn;
 use axum::response::IntoResponse as _;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get};
 use axum::{Router, http::header::CONTENT_TYPE};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
@@ -178,32 +179,31 @@ impl<B: Backend> Api<B> {
     }
 }
 
+/// A path, and who answers which methods on it.
+type Route<B> = (&'static str, MethodRouter<Arc<Api<B>>>);
+
+/// Everything that is served.
+fn routes<B: Backend>() -> Vec<Route<B>> {
+    let mut routes = vec![("/", get(welcome)), ("/api/v1/config", get(show_settings))];
+    for part in [
+        openapi::routes(),
+        user::routes(),
+        room::routes(),
+        chat::routes(),
+        pull::routes(),
+        websocket::routes(),
+        health::routes(),
+        connections::routes(),
+    ] {
+        routes.extend(part);
+    }
+    routes
+}
+
 fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
     let request_timeout = api.bounds.request_timeout;
     let mut router = Router::new();
-    let routes: [(&'static str, MethodRouter<Arc<Api<B>>>); 20] = [
-        ("/", get(welcome)),
-        ("/livez", get(health::live)),
-        ("/readyz", get(health::ready)),
-        ("/metrics", get(health::metrics)),
-        ("/connections", get(connections::list)),
-        (WEBSOCKET_PATH, get(websocket::upgrade)),
-        ("/api/v1/config", get(show_settings)),
-        ("/api/v1/register", post(user::register)),
-        ("/api/v1/login", post(user::login)),
-        ("/api/v1/logout", post(user::logout)),
-        ("/api/v1/me", get(user::me)),
-        ("/api/v1/users", get(user::users)),
-        ("/api/v1/rooms", get(room::list).post(room::create)),
-        ("/api/v1/rooms/{id}", get(room::show).patch(room::change)),
-        ("/api/v1/rooms/{id}/join", post(room::join)),
-        ("/api/v1/rooms/{id}/leave", post(room::leave)),
-        ("/api/v1/rooms/{id}/members", get(room::members)),
-        ("/api/v1/conversations/private", post(chat::open_private)),
-        ("/api/v1/chat/history", get(chat::history)),
-        (PULL_PATH, get(pull::pull)),
-    ];
-    for (path, methods) in routes {
+    for (path, methods) in routes() {
         router =
             router.route(path, methods.layer(from_fn(move |request, next| envelope::measure(path, request, next))));
     }
@@ -214,7 +214,9 @@ fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .with_state(api)
 }
 
-/// `GET /`
+/// What this is
+#[utoipa::path(get, path = "/", tag = "client", security(()),
+    responses((status = 200, description = "A few lines", body = String, content_type = "text/plain")))]
 async fn welcome() -> axum::response::Response {
     let text = "\
 Tidegate, a chat gateway.
@@ -222,6 +224,7 @@ Tidegate, a chat gateway.
   POST /api/v1/register   {\"name\", \"password\"}
   POST /api/v1/login      {\"name\", \"password\"} -> token
   GET  /api/v1/config     what clients need to know: ports, bounds, lobbies
+  GET  /docs              the whole HTTP API, to be read; /openapi.json for programs
   GET  /ws                WebSocket, subprotocol tidegate.v1
   GET  /livez /readyz /metrics
   GET  /connections       those with the fullest outboxes; from this machine only
@@ -231,7 +234,9 @@ The byte protocol is described in proto/PROTOCOL.md, the rest in README.md.
     ([(CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
-/// `GET /api/v1/config`
+/// Ports, bounds, lobbies and what else a client needs to know
+#[utoipa::path(get, path = "/api/v1/config", tag = "client", security(()),
+    responses((status = 200, description = "The settings", body = serde_json::Value)))]
 async fn show_settings<B: Backend>(State(api): State<Arc<Api<B>>>) -> Json<serde_json::Value> {
     Json(api.settings.clone())
 }

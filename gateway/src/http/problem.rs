@@ -10,6 +10,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tidegate_core::services::ServiceError;
+use utoipa::ToSchema;
 
 /// One error answer. `Clone`, because constants are made of it.
 #[derive(Clone, Debug)]
@@ -22,13 +23,20 @@ pub struct Problem {
 }
 
 /// The members of RFC 9457, section 3.1, and two of ours.
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Body<'a> {
+    /// Names the code as a URI.
     r#type: String,
+    /// Names the status.
     title: &'static str,
+    /// The status.
     status: u16,
+    /// For people.
     detail: &'a str,
+    /// Stable; what clients decide by.
     code: &'static str,
+    /// When the same request may succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
 }

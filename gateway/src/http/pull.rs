@@ -13,6 +13,7 @@ use axum::http::header::{
     ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use axum::routing::get;
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use rustc_hash::FxHashMap;
@@ -23,11 +24,12 @@ use tidegate_core::ports::Backend;
 use tidegate_core::services::{ServiceError, ServiceResult};
 use tidegate_core::storm::{Format, Pulled, Pulls};
 use tidegate_proto::v1;
+use utoipa::{IntoParams, OpenApi};
 
-use super::Api;
 use super::chat::MessageView;
 use super::extract::{QueryPart, Token, query_invalid};
 use super::problem::Problem;
+use super::{Api, PULL_PATH, Route};
 use crate::clock::SystemClock;
 use crate::shard::mailboxes::ShardMailboxes;
 
@@ -40,15 +42,39 @@ const TOKEN_TRUST: Duration = Duration::from_secs(10);
 /// Tokens remembered; beyond that all are looked up again.
 const TOKENS_MAX: usize = 64 * 1024;
 
-#[derive(Deserialize)]
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![(PULL_PATH, get(pull))]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(pull))]
+pub(super) struct Document;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PullQuery {
+    /// A lobby or room.
+    #[param(example = "lobby_main")]
     lobby: String,
+    /// The newest sequence that is shown; not said: what is newest.
     after_seq: Option<u64>,
+    /// Fill the gap between `after_seq` and this one.
     before_seq: Option<u64>,
+    /// Of the two above; 0: whichever it is.
     epoch: Option<u32>,
 }
 
-/// `GET /api/v1/chat/pull/lobby`
+/// Pull what is newest in a room or lobby, or what fills a gap
+///
+/// The same bytes for everybody at one place, as `tidegate.v1.PullReply` or, if asked for by name, as JSON.
+#[utoipa::path(get, path = "/api/v1/chat/pull/lobby", tag = "messages", params(PullQuery),
+    responses(
+        (status = 200, description = "A `PullReply`, with an ETag", content(
+            (Vec<u8> = "application/x-protobuf"), (serde_json::Value = "application/json"))),
+        (status = 304, description = "The client has it already"),
+    ))]
 pub(super) async fn pull<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Token(token): Token,

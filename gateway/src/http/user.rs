@@ -5,30 +5,52 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use tidegate_core::clock::Clock as _;
 use tidegate_core::limits::USERS_LOOKUP_MAX;
 use tidegate_core::ports::{Backend, Standing, User};
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
-use super::Api;
 use super::chat::LooseMessageView;
 use super::extract::{Caller, JsonBody, QueryPart, TOKEN_HEADER, Token, query_invalid, user_id};
 use super::problem::Problem;
+use super::{Api, Route};
 use crate::clock::SystemClock;
+
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![
+        ("/api/v1/register", post(register)),
+        ("/api/v1/login", post(login)),
+        ("/api/v1/logout", post(logout)),
+        ("/api/v1/me", get(me)),
+        ("/api/v1/users", get(users)),
+    ]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(register, login, logout, me, users))]
+pub(super) struct Document;
 
 /// Random bytes in a token: beyond guessing.
 const TOKEN_RANDOM_BYTES: usize = 32;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(super) struct Credentials {
+    /// 2 to 32 letters or digits of any script, dots, dashes and underscores.
+    #[schema(example = "cleo")]
     name: String,
+    /// 8 to 256 bytes.
+    #[schema(example = "correct horse")]
     password: String,
 }
 
 /// A user as clients see it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct UserView {
     user_id: u64,
     name: String,
@@ -40,7 +62,7 @@ impl From<User> for UserView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct UnreadView {
     conversation_id: String,
     count: u32,
@@ -51,7 +73,9 @@ fn unread(standings: &[Standing]) -> Vec<UnreadView> {
     unread.map(|s| UnreadView { conversation_id: s.conversation.to_string(), count: s.unread }).collect()
 }
 
-/// `POST /api/v1/register`
+/// Make an account
+#[utoipa::path(post, path = "/api/v1/register", tag = "accounts", security(()), request_body = Credentials,
+    responses((status = 201, description = "The account", body = UserView)))]
 pub(super) async fn register<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     JsonBody(body): JsonBody<Credentials>,
@@ -60,7 +84,7 @@ pub(super) async fn register<B: Backend>(
     Ok((StatusCode::CREATED, Json(user.into())))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct LoginAnswer {
     #[serde(flatten)]
     user: UserView,
@@ -73,7 +97,7 @@ pub(super) struct LoginAnswer {
 }
 
 /// As `Position` in a LoginReply.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct PositionView {
     conversation_id: String,
     epoch: u32,
@@ -94,7 +118,11 @@ impl From<&Standing> for PositionView {
     }
 }
 
-/// `POST /api/v1/login`: a token, and what the first frame of a connection will say as well. Nothing is taken by it.
+/// Log in
+///
+/// A token, and what the first frame of a connection will say as well. Nothing is taken by it.
+#[utoipa::path(post, path = "/api/v1/login", tag = "accounts", security(()), request_body = Credentials,
+    responses((status = 200, description = "A token, and where the user stands", body = LoginAnswer)))]
 pub(super) async fn login<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     JsonBody(body): JsonBody<Credentials>,
@@ -117,7 +145,9 @@ pub(super) async fn login<B: Backend>(
     }))
 }
 
-/// `POST /api/v1/logout`
+/// End the token's login
+#[utoipa::path(post, path = "/api/v1/logout", tag = "accounts",
+    responses((status = 204, description = "The token is worth nothing any more")))]
 pub(super) async fn logout<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Token(token): Token,
@@ -129,7 +159,7 @@ pub(super) async fn logout<B: Backend>(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct MeAnswer {
     #[serde(flatten)]
     user: UserView,
@@ -137,7 +167,9 @@ pub(super) struct MeAnswer {
     unread: Vec<UnreadView>,
 }
 
-/// `GET /api/v1/me`
+/// Who the token's user is, and what is unread
+#[utoipa::path(get, path = "/api/v1/me", tag = "accounts",
+    responses((status = 200, description = "The user", body = MeAnswer)))]
 pub(super) async fn me<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Token(token): Token,
@@ -149,18 +181,24 @@ pub(super) async fn me<B: Backend>(
     Ok(Json(MeAnswer { user: user.into(), rooms, unread: unread(&standings) }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct UsersQuery {
+    /// A name, in any case.
     name: Option<String>,
+    /// Up to 100 ids with commas between; not together with `name`.
+    #[param(example = "1,2,3")]
     ids: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct UsersAnswer {
     users: Vec<UserView>,
 }
 
-/// `GET /api/v1/users?name=` or `?ids=`
+/// Look users up, by name or by ids
+#[utoipa::path(get, path = "/api/v1/users", tag = "accounts", params(UsersQuery),
+    responses((status = 200, description = "Those that exist, by ascending id", body = UsersAnswer)))]
 pub(super) async fn users<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Caller(_): Caller,

@@ -14,6 +14,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -22,11 +23,22 @@ use hyper_util::rt::TokioIo;
 use sha1::{Digest as _, Sha1};
 use tidegate_core::ports::Backend;
 use tokio::net::TcpStream;
+use utoipa::OpenApi;
 
 use super::accept::PeerAddr;
 use super::problem::Problem;
-use super::{Api, Life};
+use super::{Api, Life, Route};
 use crate::telemetry;
+
+/// What is served here.
+pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
+    vec![(PATH, get(upgrade))]
+}
+
+/// The same for readers.
+#[derive(OpenApi)]
+#[openapi(paths(upgrade))]
+pub(super) struct Document;
 
 /// The path of the handshake.
 pub const PATH: &str = "/ws";
@@ -51,7 +63,11 @@ pub struct Busy(pub std::net::TcpStream);
 /// block.
 pub type HandOff = Arc<dyn Fn(std::net::TcpStream, Bytes, PeerAddr) -> Result<(), Busy> + Send + Sync>;
 
-/// `GET /ws`
+/// The handshake of a WebSocket
+///
+/// Subprotocol `tidegate.v1`; the frames in its binary messages are those of proto/PROTOCOL.md.
+#[utoipa::path(get, path = "/ws", tag = "client", security(()),
+    responses((status = 101, description = "Frames from here on")))]
 pub(super) async fn upgrade<B: Backend>(State(api): State<Arc<Api<B>>>, mut request: Request) -> Response {
     if *api.life.borrow() != Life::Serving {
         return Problem::later("draining", "this gateway is going away; connect again").into_response();
