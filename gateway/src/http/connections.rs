@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Query, State};
+use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use tidegate_core::ports::Backend;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::accept::PeerAddr;
+use super::extract::QueryPart;
 use super::problem::Problem;
 use super::{Api, Route, bounds};
 
@@ -92,7 +93,7 @@ pub(super) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,
     headers: HeaderMap,
-    Query(Limit { limit }): Query<Limit>,
+    QueryPart(Limit { limit }): QueryPart<Limit>,
 ) -> Result<Json<Answer>, Problem> {
     let is_forwarded = headers.contains_key("forwarded") || headers.contains_key("x-forwarded-for");
     if !peer.ip().to_canonical().is_loopback() || is_forwarded {
