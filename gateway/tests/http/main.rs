@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod accounts;
+mod document;
 mod history;
 mod limits;
 mod probes;

@@ -258,7 +258,7 @@ impl World {
         self.call("PATCH", path, token, Some(body))
     }
 
-    fn call(&self, method: &str, path: &str, token: &str, body: Option<Value>) -> Answer {
+    pub fn call(&self, method: &str, path: &str, token: &str, body: Option<Value>) -> Answer {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         if !token.is_empty() {
             request = request.header("authorization", format!("Bearer {token}"));
