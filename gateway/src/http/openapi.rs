@@ -12,10 +12,10 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tidegate_core::ports::Backend;
+use utoipa::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi as Document, PathItem, Ref, ResponseBuilder};
-use utoipa::{Modify, OpenApi};
 
 use super::extract::TOKEN_HEADER;
 use super::problem::Body;
@@ -30,7 +30,6 @@ pub(super) fn routes<B: Backend>() -> Vec<Route<B>> {
 #[openapi(
     paths(json, docs, super::welcome, super::show_settings),
     components(schemas(Body)),
-    modifiers(&Rest),
     security(("bearer" = []), ("satoken" = [])),
     tags(
         (name = "accounts", description = "Who somebody is: accounts, logins, profiles"),
@@ -57,52 +56,46 @@ pub fn document() -> &'static Document {
         ];
         let mut whole = Whole::openapi();
         parts.into_iter().for_each(|part| whole.merge(part));
-        // Again: what was merged has not seen them.
-        Rest.modify(&mut whole);
+        complete(&mut whole);
         whole
     });
     &DOCUMENT
 }
 
 /// The document as it is served.
-#[must_use]
-pub fn text() -> String {
+fn text() -> String {
     let mut text = document().to_pretty_json().expect("texts, numbers and maps with text keys are JSON");
     text.push('\n');
     text
 }
 
-/// What is the same for all operations.
-struct Rest;
-
-impl Modify for Rest {
-    fn modify(&self, document: &mut Document) {
-        document.info = InfoBuilder::new()
-            .title("Tidegate")
-            .version(env!("CARGO_PKG_VERSION"))
-            .description(Some(
-                "The HTTP side of Tidegate, a chat gateway. Every error is `application/problem+json` (RFC 9457) with a \
-                 stable `code`. A token comes from `POST /api/v1/login`.",
-            ))
-            .build();
-        let components = document.components.get_or_insert_default();
-        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        let satoken = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(TOKEN_HEADER)));
-        components.add_security_scheme("bearer", bearer);
-        components.add_security_scheme("satoken", satoken);
-        let problem = ResponseBuilder::new()
-            .description("What went wrong")
-            .content(
-                "application/problem+json",
-                ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
-            )
-            .build();
-        for (path, item) in &mut document.paths.paths {
-            for (method, operation) in operations_mut(item) {
-                // Names of functions repeat: there is more than one `list`.
-                operation.operation_id = Some(operation_id(method, path));
-                operation.responses.responses.entry("default".to_owned()).or_insert_with(|| problem.clone().into());
-            }
+/// Adds what is the same for all operations; last, when they are all there.
+fn complete(document: &mut Document) {
+    document.info = InfoBuilder::new()
+        .title("Tidegate")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "The HTTP side of Tidegate, a chat gateway. Every error is `application/problem+json` (RFC 9457) with a \
+             stable `code`. A token comes from `POST /api/v1/login`.",
+        ))
+        .build();
+    let components = document.components.get_or_insert_default();
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let satoken = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(TOKEN_HEADER)));
+    components.add_security_scheme("bearer", bearer);
+    components.add_security_scheme("satoken", satoken);
+    let problem = ResponseBuilder::new()
+        .description("What went wrong")
+        .content(
+            "application/problem+json",
+            ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
+        )
+        .build();
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in operations_mut(item) {
+            // Names of functions repeat: there is more than one `list`.
+            operation.operation_id = Some(operation_id(method, path));
+            operation.responses.responses.entry("default".to_owned()).or_insert_with(|| problem.clone().into());
         }
     }
 }

@@ -50,7 +50,8 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// meaning, MySQL, which has none, by the one for idle connections. Each skips the other's part as a comment.
 const SESSION: [&str; 3] = [
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-    "SET SESSION innodb_lock_wait_timeout = 2 /*M!100302 , idle_write_transaction_timeout = 3 */ /*!80000 , wait_timeout = 20 */",
+    "SET SESSION innodb_lock_wait_timeout = 2 \
+     /*M!100302 , idle_write_transaction_timeout = 3 */ /*!80000 , wait_timeout = 20 */",
     "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
 ];
 
